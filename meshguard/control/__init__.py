@@ -1,0 +1,1 @@
+"""What runs the house: settings, snapshots, reload, the admin API, the life of the process. Knows nothing of bytes on the wire."""

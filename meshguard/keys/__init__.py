@@ -1,0 +1,1 @@
+"""Key providers: where keysets come from. Never logs or shows key material."""

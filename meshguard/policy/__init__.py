@@ -1,0 +1,1 @@
+"""Documents to compiled policy to decision. Pure: the only place that makes a `Permit`."""
