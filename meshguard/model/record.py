@@ -75,7 +75,7 @@ class RequestRecord(Protocol):
     request_bytes: int  # body octets
     response_bytes: int
     upstream: str  # "address:port" of the endpoint used, ""
-    attempts: int
+    attempts: int  # how often the request was sent again after the first time
     aborted: str  # "" or who ended it early: "client", "upstream", "deadline", "shutdown"
     trace_id: bytes  # 32 hex digits
     parent_id: bytes  # 16 hex digits of the caller's span, b"" when this is the root

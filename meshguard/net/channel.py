@@ -12,7 +12,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from ssl import MemoryBIO, SSLContext, SSLWantReadError
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 __all__ = ["Application", "Channel", "PlainChannel", "TlsChannel"]
 
@@ -47,11 +47,8 @@ class Channel(asyncio.Protocol):
         self.peer: tuple[str, int] = ("", 0)
 
     def _attach(self, transport: asyncio.BaseTransport) -> None:
-        if not isinstance(transport, asyncio.Transport):
-            # uvloop's transports are registered with the abstract class; anything else is a programming error
-            raise TypeError(f"not a stream transport: {transport!r}")
-        self.transport = transport
-        transport.set_write_buffer_limits(high=HIGH_WATER, low=HIGH_WATER // 4)
+        self.transport = stream = cast("asyncio.Transport", transport)
+        stream.set_write_buffer_limits(high=HIGH_WATER, low=HIGH_WATER // 4)
         address = transport.get_extra_info("peername")
         if isinstance(address, tuple) and len(address) >= 2:
             self.peer = (str(address[0]), int(address[1]))
@@ -62,6 +59,11 @@ class Channel(asyncio.Protocol):
     @property
     def tls(self) -> ssl.SSLObject | None:
         return None
+
+    @property
+    def local(self) -> tuple[str, int]:
+        address = self.transport.get_extra_info("sockname")
+        return (str(address[0]), int(address[1])) if isinstance(address, tuple) and len(address) >= 2 else ("", 0)
 
     def pause_reading(self) -> None:
         if not self.closed:
@@ -77,6 +79,13 @@ class Channel(asyncio.Protocol):
             self.closed = True
             self.write = _discard
             self.transport.close()
+
+    def end_writing(self) -> None:
+        """Our side is over after what was written; what the peer still sends is read. Then `close` or `abort`."""
+        if not self.closed:
+            self.write = _discard
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
 
     def abort(self) -> None:
         """Ends the stream at once: the peer sees a reset, or at least no orderly end, so that nothing cut short looks whole."""
@@ -120,10 +129,23 @@ class PlainChannel(Channel):
 class TlsChannel(Channel):
     """TLS by OpenSSL over memory BIOs. The application hears nothing before the handshake is complete."""
 
-    __slots__ = ("_context", "_feed", "_fill", "_incoming", "_object", "_outgoing", "_read", "_seal", "_server_name", "established")
+    __slots__ = (
+        "_context",
+        "_feed",
+        "_fill",
+        "_held",
+        "_incoming",
+        "_object",
+        "_outgoing",
+        "_read",
+        "_seal",
+        "_server_name",
+        "established",
+    )
 
-    def __init__(self, application: Application, context: SSLContext, server_name: str | None = None, *, first: bytes = b"") -> None:
+    def __init__(self, application: Application, context: SSLContext, server_name: str | None = None) -> None:
         super().__init__(application)
+        self._held = False
         self._context = context
         self._server_name = server_name
         self.established = False
@@ -180,16 +202,30 @@ class TlsChannel(Channel):
             return
         self.transport.write(self._fill())
 
+    def pause_reading(self) -> None:
+        self._held = True
+        super().pause_reading()
+
+    def resume_reading(self) -> None:
+        if self._held:
+            self._held = False
+            super().resume_reading()
+            if self._incoming.pending:  # records that came in the same read as the one that made the application pause
+                asyncio.get_running_loop().call_soon(self._drain)
+
     def data_received(self, data: bytes) -> None:
-        incoming = self._incoming
         self._feed(data)
         if not self.established:
             self._handshake()
-            if not self.established or not incoming.pending:
+            if not self.established or not self._incoming.pending:
                 return
+        self._drain()
+
+    def _drain(self) -> None:
+        incoming = self._incoming
         read = self._read
         try:
-            while not self.closed:
+            while not self.closed and not self._held:
                 plain = read(_RECORD)
                 if not plain:
                     self._peer_closed()
@@ -230,14 +266,20 @@ class TlsChannel(Channel):
         return False
 
     def close(self) -> None:
-        if not self.closed and self.established:
+        self._notify()
+        super().close()
+
+    def end_writing(self) -> None:
+        self._notify()
+        super().end_writing()
+
+    def _notify(self) -> None:
+        if not self.closed and self.established and self.write is not _discard:
             try:
                 self._object.unwrap()
             except ssl.SSLError:
                 pass  # we do not wait for the peer's close_notify (RFC 8446 section 6.1 allows it)
-            if self._outgoing.pending:
-                self.transport.write(self._fill())
-        super().close()
+            self._flush()
 
 
 def _discard(data: bytes) -> None:
