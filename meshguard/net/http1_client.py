@@ -20,7 +20,8 @@ from meshguard.wire.chunked import encode_chunk, encode_last_chunk
 from meshguard.wire.events import ResponseEngine
 
 if TYPE_CHECKING:
-    from meshguard.net.cluster import Cluster, Endpoint
+    from meshguard.net.cluster.cluster import Cluster
+    from meshguard.net.cluster.endpoint import Endpoint
 
 __all__ = ["UpstreamConnection"]
 
@@ -50,7 +51,12 @@ class UpstreamConnection:
     channel: Channel
 
     def __init__(
-        self, cluster: Cluster, endpoint: Endpoint, engine: ResponseEngine, verify: Callable[[Channel], None] | None, ready: asyncio.Future[None]
+        self,
+        cluster: Cluster,
+        endpoint: Endpoint,
+        engine: ResponseEngine,
+        verify: Callable[[Channel], None] | None,
+        ready: asyncio.Future[None],
     ) -> None:
         self.cluster = cluster
         self.endpoint = endpoint
@@ -68,8 +74,10 @@ class UpstreamConnection:
 
     # -- the channel ----------------------------------------------------------------------------------------------------
 
-    def connected(self, channel: Channel) -> None:
+    def attached(self, channel: Channel) -> None:
         self.channel = channel
+
+    def connected(self, channel: Channel) -> None:
         if self._verify is not None:
             try:
                 self._verify(channel)
@@ -214,6 +222,13 @@ class UpstreamConnection:
         if not self.closed:
             self.closed = True
             self.channel.close()
+
+    def discard(self) -> None:
+        """A connection that never became ready."""
+        self.closed = True
+        channel = getattr(self, "channel", None)  # unset when the transport was never made
+        if channel is not None:
+            channel.abort()
 
     def _close(self, reason: Reason | None, *, abort: bool = False) -> None:
         if not self.closed:

@@ -109,8 +109,10 @@ class Http1Connection:
 
     # -- the channel ----------------------------------------------------------------------------------------------------
 
-    def connected(self, channel: Channel) -> None:
+    def attached(self, channel: Channel) -> None:
         self.channel = channel
+
+    def connected(self, channel: Channel) -> None:
         self._since = monotonic()
         self.peer = self._handler.welcome(self, channel)
 
@@ -226,8 +228,6 @@ class Http1Connection:
         """Ready for the next request."""
         self._engine.restart()
         self._since = monotonic()
-        self.request_held and self.release_request()  # noqa: B018 - a statement would cost a line on the path
-        if self._engine.buffered and not self._pumping:
             self._turn += 1
             if self._turn >= _TURN:
                 self._turn = 0
@@ -289,10 +289,7 @@ class Http1Connection:
         head = self._head
         if reason.closes or head is None or not self._may_drain(head):
             self._close_after = True
-        if head is not None and head.method == b"HEAD":
-            body_out = b""
-        else:
-            body_out = body
+        body_out = b"" if head is not None and head.method == b"HEAD" else body
         connection = b"connection: close\r\n" if self._close_after else b""
         date = formatdate(usegmt=True).encode("ascii")
         self._out = b""

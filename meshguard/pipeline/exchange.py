@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from meshguard.model.errors import RequestError
 from meshguard.model.messages import CHUNKED, NO_BODY, RequestHead, ResponseHead
@@ -28,7 +28,7 @@ from meshguard.model.reasons import (
 from meshguard.model.record import FieldOperation
 from meshguard.model.verdicts import Denial, Permit
 from meshguard.net.cluster.calls import Call
-from meshguard.net.cluster.endpoint import Endpoint
+from meshguard.net.cluster.endpoint import Connection, Endpoint
 from meshguard.pipeline.inspection import Inspection
 from meshguard.pipeline.refusal import problem_response
 
@@ -155,8 +155,9 @@ class Exchange(Call):
         else:
             self.connected(connection)
 
-    def connected(self, connection: UpstreamConnection) -> None:
+    def connected(self, conn: Connection) -> None:
         """The cluster gives a connection (Call interface)."""
+        connection = cast("UpstreamConnection", conn)  # what the connector of the cluster makes
         if self.ended:
             connection.cluster.release(connection)
             return

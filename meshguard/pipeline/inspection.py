@@ -9,6 +9,7 @@ from secrets import token_bytes
 from time import time
 from typing import TYPE_CHECKING
 
+from meshguard.fields.transforms import Reader, Transform
 from meshguard.model.errors import RequestError, UpstreamError
 from meshguard.model.messages import NO_BODY, ResponseHead
 from meshguard.model.reasons import (
@@ -20,7 +21,6 @@ from meshguard.model.reasons import (
 )
 from meshguard.model.record import FieldOperation
 from meshguard.model.verdicts import Permit
-from meshguard.fields.transforms import Reader, Transform
 from meshguard.wire.fields import field_values, remove_fields
 
 if TYPE_CHECKING:
@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 __all__ = ["Inspection", "InspectionBudget"]
 
 # A changed body makes these untrue (RFC 9110 section 8.8.3, RFC 9530).
-_OF_THE_OLD_BODY = (b"etag", b"content-md5", b"digest", b"content-digest", b"repr-digest", b"accept-ranges", b"last-modified", b"cache-control")
+_OF_THE_OLD_BODY = (
+    *(b"etag", b"last-modified", b"accept-ranges", b"cache-control"),
+    *(b"content-md5", b"digest", b"content-digest", b"repr-digest"),
+)
 # A part of a document cannot be judged, and a coded one only after decoding: ask the upstream for the whole, as it is.
 _REPRESENTATION = (b"range", b"if-range", b"accept-encoding", b"if-none-match", b"if-modified-since")
 

@@ -25,7 +25,7 @@ from meshguard.model.verdicts import Denial, Permit
 from meshguard.net.tls import peer_chain
 from meshguard.pipeline.exchange import Exchange
 from meshguard.pipeline.facts import RequestFacts
-from meshguard.pipeline.inspection import Inspection, InspectionBudget
+from meshguard.pipeline.inspection import InspectionBudget
 from meshguard.pipeline.peer import Peer, chained_lines, forwarded_lines
 from meshguard.wire.serialise import CHUNKED_LINE
 from meshguard.wire.trace_context import begin as begin_trace
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from meshguard.net.http1_server import Http1Connection
     from meshguard.net.stream import Downstream
     from meshguard.pipeline.snapshot import Snapshot
+    from meshguard.telemetry.metrics import Slot
     from meshguard.telemetry.observe import Observer
 
 __all__ = ["HOLD", "STAGES", "Journey"]
@@ -46,16 +47,39 @@ Stage = Callable[["Journey", Exchange], object]
 class Journey:
     """The journey on one listener. `snapshot` is the current one: replaced by one assignment, read once per request."""
 
-    __slots__ = ("boot_id", "budget", "connections", "draining", "listener", "next_number", "observer", "snapshot")
+    __slots__ = (
+        "active",
+        "boot_id",
+        "budget",
+        "connections",
+        "draining",
+        "listener",
+        "next_number",
+        "observer",
+        "on_handshake_failure",
+        "snapshot",
+    )
 
-    def __init__(self, listener: str, snapshot: Snapshot, observer: Observer, boot_id: str, next_number: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        listener: str,
+        snapshot: Snapshot,
+        observer: Observer,
+        active: Slot,
+        boot_id: str,
+        next_number: Callable[[], int],
+        budget: InspectionBudget,
+        on_handshake_failure: Callable[[str, str], None],
+    ) -> None:
         self.listener = listener
         self.snapshot = snapshot
         self.observer = observer
         self.boot_id = boot_id
         self.next_number = next_number
         self.connections: set[Http1Connection] = set()
-        self.budget = InspectionBudget()
+        self.active = active  # gauge of requests under way
+        self.budget = budget
+        self.on_handshake_failure = on_handshake_failure
         self.draining = False
 
     # -- doors (net.stream.Handler) -------------------------------------------------------------------------------------
@@ -94,7 +118,7 @@ class Journey:
     def begin(self, door: Downstream, peer: Peer, head: RequestHead) -> None:
         exchange = Exchange(self, door, peer, head, self.next_number())
         door.stream = exchange
-        self.observer.started()
+        self.active.value += 1
         self.run(exchange, STAGES)
 
     def run(self, exchange: Exchange, stages: tuple[Stage, ...]) -> None:
@@ -116,14 +140,16 @@ class Journey:
     def refuse_head(self, door: Downstream, peer: Peer, error: RequestError) -> None:
         exchange = Exchange(self, door, peer, None, self.next_number())
         door.stream = exchange
-        self.observer.started()
+        self.active.value += 1
         exchange.refuse(error.reason, error.detail)
 
     def farewell(self, door: Http1Connection, peer: Peer | None, reason: str) -> None:
         self.connections.discard(door)
-        self.observer.connection_closed(self.listener, reason if peer is None else "")
+        if peer is None:
+            self.on_handshake_failure(self.listener, reason)
 
     def finished(self, exchange: Exchange) -> None:
+        self.active.value -= 1
         self.observer.finished(exchange)
 
     def inspect_response(self, exchange: Exchange, head: ResponseHead, block: bytes) -> bool:
