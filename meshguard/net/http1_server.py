@@ -28,16 +28,22 @@ __all__ = ["ConnectionLimits", "Http1Connection"]
 
 log = logging.getLogger(__name__)
 
-_DRAIN_BYTES = 65536
 _LINGER_S = 2.0
-_TURN = 32
-"""Requests served for one connection before others get their turn of the loop (security.md 6)."""
 
 
 class ConnectionLimits:
     """Deadlines of a downstream connection in seconds; sizes in octets (0: no limit)."""
 
-    __slots__ = ("body_bytes", "body_idle_s", "body_total_s", "handshake_s", "head_s", "idle_s", "requests")
+    __slots__ = (
+        "body_bytes",
+        "body_idle_s",
+        "body_total_s",
+        "handshake_s",
+        "head_s",
+        "idle_s",
+        "refused_body_bytes",
+        "requests_per_turn",
+    )
 
     def __init__(
         self,
@@ -47,7 +53,8 @@ class ConnectionLimits:
         body_total_s: float = 60.0,
         idle_s: float = 60.0,
         body_bytes: int = 0,
-        requests: int = 0,
+        refused_body_bytes: int = 65536,
+        requests_per_turn: int = 32,
     ) -> None:
         self.handshake_s = handshake_s
         self.head_s = head_s
@@ -55,7 +62,8 @@ class ConnectionLimits:
         self.body_total_s = body_total_s
         self.idle_s = idle_s
         self.body_bytes = body_bytes
-        self.requests = requests
+        self.refused_body_bytes = refused_body_bytes
+        self.requests_per_turn = requests_per_turn
 
 
 class Http1Connection:
@@ -74,7 +82,6 @@ class Http1Connection:
         "_lingering",
         "_out",
         "_pumping",
-        "_served",
         "_since",
         "_turn",
         "channel",
@@ -100,7 +107,6 @@ class Http1Connection:
         self._lingering = False
         self._pumping = False
         self._discarded = 0
-        self._served = 0
         self._turn = 0
         self.peer: Any = None
         self.stream: Stream | None = None
@@ -119,7 +125,7 @@ class Http1Connection:
     def received(self, data: bytes) -> None:
         if self._lingering:
             self._discarded += len(data)
-            if self._discarded > _DRAIN_BYTES:
+            if self._discarded > self._limits.refused_body_bytes:
                 self.channel.abort()
             return
         engine = self._engine
@@ -189,10 +195,9 @@ class Http1Connection:
     def _begin(self, head: RequestHead) -> None:
         self._head = head
         self._head_since = 0.0
-        self._served += 1
         self._chunked = False
-        requests = self._limits.requests
-        self._close_after = self._close_after or not head.keep_alive or self.draining or (requests > 0 and self._served >= requests)
+        if not head.keep_alive or self.draining:
+            self._close_after = True
         self._handler.begin(self, self.peer, head)
 
     def _broken(self, error: RequestError) -> None:
@@ -218,7 +223,7 @@ class Http1Connection:
     def _drain(self, event: object) -> None:
         if type(event) is bytes:
             self._discarded += len(event)
-            if self._discarded > _DRAIN_BYTES:
+            if self._discarded > self._limits.refused_body_bytes:
                 self._linger()
         else:
             self._draining = False
@@ -228,8 +233,11 @@ class Http1Connection:
         """Ready for the next request."""
         self._engine.restart()
         self._since = monotonic()
+        if self.request_held:
+            self.release_request()
+        if self._engine.buffered and not self._pumping:
             self._turn += 1
-            if self._turn >= _TURN:
+            if self._turn >= self._limits.requests_per_turn:
                 self._turn = 0
                 asyncio.get_running_loop().call_soon(self._pump)
             else:
@@ -298,7 +306,7 @@ class Http1Connection:
         )
 
     def _may_drain(self, head: RequestHead) -> bool:
-        return not head.expect and head.length <= _DRAIN_BYTES
+        return not head.expect and head.length <= self._limits.refused_body_bytes
 
     def reset(self) -> None:
         self._out = b""

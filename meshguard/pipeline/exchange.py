@@ -130,7 +130,7 @@ class Exchange(Call):
         self.block: bytes | None = None  # the field block to send where it is not the head's own
         self.request_length = NO_BODY if head is None else head.length  # of the body as it goes to the upstream
         self.parent_id = b""
-        self.span_id = b""
+        self.span_id = b""  # derived off the path (telemetry.span_ids)
         self.client_span_id = b""
         self.sampled = False
         self.operations: Sequence[FieldOperation] = ()

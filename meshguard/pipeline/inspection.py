@@ -21,6 +21,7 @@ from meshguard.model.reasons import (
 )
 from meshguard.model.record import FieldOperation
 from meshguard.model.verdicts import Permit
+from meshguard.pipeline.facts import RequestFacts
 from meshguard.wire.fields import field_values, remove_fields
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class InspectionBudget:
 class Inspection:
     """The bodies of one exchange."""
 
-    __slots__ = ("_block", "_held", "_journey", "_parts", "_phase", "_request_body", "_response", "_size")
+    __slots__ = ("_block", "_held", "_journey", "_parts", "_phase", "_reader", "_request_body", "_response", "_size")
 
     def __init__(self, journey: Journey) -> None:
         self._journey = journey
@@ -70,13 +71,18 @@ class Inspection:
         self._held = 0
         self._request_body: bytes | None = None
         self._response: ResponseHead | None = None
+        self._reader: Reader | None = None
         self._block = b""
 
     # -- request --------------------------------------------------------------------------------------------------------
 
     def prepare(self, exchange: Exchange) -> None:
-        plan, head = exchange.plan, exchange.head
-        if plan is not None and head is not None and plan.inspects_response:
+        """Before anything is sent: who will read the response, and what the upstream is asked for."""
+        plan, head, table = exchange.plan, exchange.head, exchange.peer.table
+        if plan is not None and head is not None and table is not None and plan.inspects_response:
+            facts = RequestFacts(exchange, time())
+            principal = table.principal.spiffe_id if table.principal is not None else None
+            self._reader = Reader(table.binding.roles_with(facts.claims), principal)
             exchange.block = remove_fields(head.block, _REPRESENTATION) + b"accept-encoding: identity\r\n"
 
     def begin_request(self, exchange: Exchange) -> bool:
@@ -163,15 +169,14 @@ class Inspection:
             return False
         self._phase = ""
         head = self._response
-        verdict, table = exchange.verdict, exchange.peer.table
-        if head is None or table is None or type(verdict) is not Permit:
+        if head is None or type(exchange.verdict) is not Permit:
             exchange.refuse(INTERNAL_ERROR)
             return True
         try:
             transform = self._transform(exchange, "response")
-            principal = table.principal.spiffe_id if table.principal is not None else None
-            reader = Reader(table.binding.roles | verdict.roles, principal)
-            body, operations = self._apply(transform, field_values(self._block, b"content-type"), reader)
+            if self._reader is None:
+                raise RequestError(INTERNAL_ERROR, "no reader")
+            body, operations = self._apply(transform, field_values(self._block, b"content-type"), self._reader)
         except RequestError as error:
             reason = error.reason if error.reason is KEY_UNAVAILABLE else RESPONSE_NOT_INSPECTABLE
             exchange.status = 0

@@ -110,6 +110,8 @@ class Journey:
                 peer.refusal = IDENTITY_EXPIRED if exc.code in ("expired", "not_yet_valid") else IDENTITY_REVOKED
         elif view.requires_identity:
             peer.refusal = IDENTITY_REQUIRED
+        elif view.plaintext_until and not peer.tls_version:
+            peer.expires = view.plaintext_until
         peer.trusted_proxy = peer.principal is not None and view.trusts is not None and view.trusts(peer.principal.spiffe_id)
         peer.lines = forwarded_lines(peer, snapshot.own_id)
         peer.limits = view.limits
@@ -206,9 +208,7 @@ def trace(journey: Journey, exchange: Exchange) -> object:
     exchange.trace_id, exchange.parent_id, exchange.client_span_id, sampled, exchange.trace_lines = begin_trace(
         head.specials, table.snapshot.sampling, getrandbits
     )
-    if sampled:
-        exchange.sampled = True
-        exchange.span_id = b"%016x" % getrandbits(64)
+    exchange.sampled = sampled
     return None
 
 

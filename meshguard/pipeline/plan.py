@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from meshguard.fields.compile import RoutePlan
     from meshguard.net.cluster.cluster import Cluster
     from meshguard.pipeline.snapshot import ListenerView, Snapshot
-    from meshguard.policy.compile import Binding, Conditional
+    from meshguard.policy.decision import Binding, Conditional
 
 __all__ = ["Plan", "Table"]
 

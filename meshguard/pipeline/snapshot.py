@@ -15,11 +15,11 @@ from meshguard.wire.semantics import FieldRules
 if TYPE_CHECKING:
     from meshguard.fields.compile import CompiledFields
     from meshguard.fields.transforms import Reader
-    from meshguard.identity.jwt import TokenVerifier
+    from meshguard.pipeline.tokens import TokenVerifier
     from meshguard.identity.trust import TrustStore
     from meshguard.net.cluster.cluster import Cluster
     from meshguard.pipeline.plan import Table
-    from meshguard.policy.compile import CompiledPolicy
+    from meshguard.policy.compiled import CompiledPolicy
     from meshguard.wire.trace_context import Sampling
 
 __all__ = ["ListenerView", "Snapshot"]
@@ -39,6 +39,7 @@ class ListenerView:
     field_rules: FieldRules
     new_engine: Callable[[WireLimits, FieldRules], RequestEngine]
     requires_identity: bool
+    plaintext_until: float = 0.0
     trusts: Callable[[str], bool] | None = None
     tables: dict[str, Table] = field(default_factory=dict)
 

@@ -31,13 +31,20 @@ class WireLimits:
 
     __slots__ = ("chunk_extension_bytes", "chunk_line_bytes", "fields", "head_bytes", "request_line_bytes")
 
-    def __init__(self, head_bytes: int = 32768, fields: int = 100, request_line_bytes: int = 8192) -> None:
+    def __init__(
+        self,
+        head_bytes: int = 32768,
+        fields: int = 100,
+        request_line_bytes: int = 8192,
+        chunk_line_bytes: int = 4096,
+        chunk_extension_bytes: int = 65536,
+    ) -> None:
         self.head_bytes = head_bytes
         self.fields = fields
         self.request_line_bytes = request_line_bytes
         # a chunk line is a size and an extension; extensions over a body are bounded too (CVE-2023-39326)
-        self.chunk_line_bytes = 4096
-        self.chunk_extension_bytes = 65536
+        self.chunk_line_bytes = chunk_line_bytes
+        self.chunk_extension_bytes = chunk_extension_bytes
 
 
 class RequestEngine(Protocol):
