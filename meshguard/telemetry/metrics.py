@@ -28,6 +28,7 @@ __all__ = [
     "Labels",
     "Registry",
     "Slot",
+    "UpDownCounter",
 ]
 
 SERIES_CAP = 2000
@@ -42,10 +43,11 @@ OVERFLOW: Labels = ()
 
 
 class Kind(Enum):
-    """What a family measures; it selects the type in the exposition."""
+    """What a family measures; it selects the type in the exposition. UP_DOWN is a sum that also falls (adds up over instances)."""
 
     COUNTER = "counter"
     GAUGE = "gauge"
+    UP_DOWN = "up_down"
     HISTOGRAM = "histogram"
 
 
@@ -176,6 +178,13 @@ class Gauge(Counter):
     kind = Kind.GAUGE
 
 
+class UpDownCounter(Counter):
+    """A number of things that come and go (requests in progress): it adds up over instances, which a gauge need not."""
+
+    __slots__ = ()
+    kind = Kind.UP_DOWN
+
+
 class Histogram(_Metric[HistogramSlot]):
     """Values counted in buckets with these upper `bounds` (ascending, without infinity)."""
 
@@ -212,7 +221,7 @@ class Registry:
     """Every metric of the process. Metrics register here once, by name; a collector adds families that are computed when asked for."""
 
     def __init__(self) -> None:
-        self._metrics: dict[str, Counter | Gauge | Histogram] = {}
+        self._metrics: dict[str, Counter | Histogram] = {}
         self._collectors: list[Callable[[], Iterable[Family]]] = []
         self._failures = 0
 
@@ -225,6 +234,12 @@ class Registry:
     def gauge(self, name: str, help: str, unit: str = "", label_names: tuple[str, ...] = (), cap: int = SERIES_CAP) -> Gauge:
         """Register a gauge. Raises ValueError when the name is taken."""
         metric = Gauge(name, help, unit, label_names, cap)
+        self._add(metric)
+        return metric
+
+    def up_down(self, name: str, help: str, unit: str = "", label_names: tuple[str, ...] = (), cap: int = SERIES_CAP) -> UpDownCounter:
+        """Register a number of things that come and go. Raises ValueError when the name is taken."""
+        metric = UpDownCounter(name, help, unit, label_names, cap)
         self._add(metric)
         return metric
 
@@ -253,7 +268,7 @@ class Registry:
         found.sort(key=lambda family: family.name)
         return found
 
-    def _add(self, metric: Counter | Gauge | Histogram) -> None:
+    def _add(self, metric: Counter | Histogram) -> None:
         if metric.name in self._metrics:
             raise ValueError(f"the metric {metric.name} exists already")
         self._metrics[metric.name] = metric

@@ -68,7 +68,7 @@ class RequestMetrics:
         self._cap = cap
         self._rows: dict[_Key, _Row] = {}
         self._overflow: _Row | None = None
-        self._active = registry.gauge(
+        self._active = registry.up_down(
             "http.server.active_requests", "Requests that are being handled", "{request}", ("meshguard.listener",), cap
         )
         self._operations = registry.counter(
