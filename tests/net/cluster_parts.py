@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from meshguard.model.reasons import Reason
 from meshguard.net.cluster.calls import Call
@@ -119,6 +120,16 @@ def build(settings: ClusterSettings, *, automatic: bool = True) -> tuple[Cluster
     return cluster, network, clock
 
 
+def run(test: Coroutine[Any, Any, None]) -> None:
+    """A test's story on a loop of its own, with a deadline."""
+
+    async def bounded() -> None:
+        async with asyncio.timeout(20):
+            await test
+
+    asyncio.run(bounded())
+
+
 async def turns(count: int = 5) -> None:
     """Let everything that is ready run."""
     for _ in range(count):
@@ -147,6 +158,4 @@ def balanced(cluster: Cluster) -> None:
     retried = sum(1 for ticket in cluster._waiting if ticket.retried) + sum(1 for marks in cluster._marks.values() if marks & 1)
     assert cluster.budget.active == retried
     assert not cluster._answers
-    circuit = cluster.settings.circuit
-    assert cluster.strays == 0 or cluster.strays > 0
-    assert len(cluster._waiting) - cluster._owned <= max(circuit.max_in_flight, 0) + circuit.queue
+    assert cluster.strays == 0

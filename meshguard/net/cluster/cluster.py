@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from meshguard.model.reasons import NO_ENDPOINT
-from meshguard.net.cluster.endpoint import Address, Endpoint, parse_address
+from meshguard.net.cluster.endpoint import Address, Endpoint
 from meshguard.net.cluster.health import Checks, Opener
 from meshguard.net.cluster.line import Connect, Line
 from meshguard.net.cluster.resolve import Lookup, Names, is_literal, lookup
@@ -42,8 +42,8 @@ class Cluster(Line):
         self._find = find
         self._names: Names | None = None
         self._checks: Checks | None = None
-        self._require_opener(settings)
-        addresses = [parse_address(text) for text in settings.endpoints]
+        self.require(settings)
+        addresses = settings.addresses()
         dynamic = settings.resolve == "dns" and not all(is_literal(address.host) for address in addresses)
         self._unresolved = dynamic
         if not dynamic:
@@ -68,10 +68,9 @@ class Cluster(Line):
         that the old connections must not be used for further requests (see `recycle`)."""
         if self._closed:
             raise RuntimeError(f"cluster {self.name} is closed")
+        self.require(settings, opener)
         if opener is not None:
             self._opener = opener
-        self._require_opener(settings)
-        addresses = [parse_address(text) for text in settings.endpoints]  # raises before anything has changed
         before = self.settings
         self._configure(settings)
         for endpoint in self.members.endpoints.values():
@@ -83,7 +82,7 @@ class Cluster(Line):
                 self._follow()
             else:
                 self._unfollow()
-                self._change(addresses)
+                self._change(settings.addresses())
         if settings.health != before.health or opener is not None:
             self._check()
         if connect is not None:
@@ -153,8 +152,7 @@ class Cluster(Line):
         former, self._names = self._names, None
         if self.settings.resolve != "dns" or self._draining:
             return
-        addresses = [parse_address(text) for text in self.settings.endpoints]
-        names = Names(addresses, self.settings.refresh_s, self._tasks, self._resolved, self._find)
+        names = Names(self.settings.addresses(), self.settings.refresh_s, self._tasks, self._resolved, self._find)
         if former is not None:
             former.stop()
             names.inherit(former)
@@ -188,8 +186,9 @@ class Cluster(Line):
 
     # health
 
-    def _require_opener(self, settings: ClusterSettings) -> None:
-        if settings.health is not None and self._opener is None:
+    def require(self, settings: ClusterSettings, opener: Opener | None = None) -> None:
+        """Raises ValueError when this cluster cannot take `settings` (together with `opener`)."""
+        if settings.health is not None and opener is None and self._opener is None:
             raise ValueError(f"cluster {self.name}: health checks need an opener")
 
     def _check(self) -> None:

@@ -333,7 +333,7 @@ class Line(Pool):
         except TimeoutError:
             self._missed(dial, CONNECT_TIMEOUT, f"{endpoint.key}: no connection within {limit_s:g} s")
         except ssl.SSLError as error:
-            self._missed(dial, UPSTREAM_TLS_FAILED, f"{endpoint.key}: {error.reason or type(error).__name__}")
+            self._missed(dial, UPSTREAM_TLS_FAILED, f"{endpoint.key}: {getattr(error, 'reason', None) or type(error).__name__}")
         except OSError as error:
             self._missed(dial, CONNECT_FAILED, f"{endpoint.key}: {error.strerror or type(error).__name__}")
         except asyncio.CancelledError:

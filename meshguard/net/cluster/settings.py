@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from meshguard.net.cluster.endpoint import Address, parse_address
+
 __all__ = ["CircuitSettings", "ClusterSettings", "EjectionSettings", "HealthSettings", "RetrySettings", "TimeoutSettings"]
 
 
@@ -110,3 +112,8 @@ class ClusterSettings:
     def __post_init__(self) -> None:
         if self.refresh_s <= 0 or not 0 <= self.panic_percent <= 100:
             raise ValueError("cluster: refresh_s > 0 and panic_percent in 0..100 are required")
+        self.addresses()
+
+    def addresses(self) -> list[Address]:
+        """The endpoints, parsed; raises ValueError."""
+        return [parse_address(text) for text in self.endpoints]
