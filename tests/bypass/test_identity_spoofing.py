@@ -16,6 +16,7 @@ ADMIN = SHOP + "admin"
 
 PROVENANCE = [
     "X-Forwarded-Client-Cert", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Forwarded-Port", "X-Forwarded-Prefix", "X-Forwarded-Server", "Forwarded", "X-Real-IP", "X-Original-URL", "X-Rewrite-URL", "X-Original-Host", "X-Original-Forwarded-For",
+    "X-HTTP-Method-Override", "X-Method-Override", "X-Envoy-External-Address", "X-Client-Cert", "X-Client-IP", "True-Client-IP",
 ]
 
 SPELLINGS: dict[str, Callable[[str], str]] = {

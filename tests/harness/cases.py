@@ -143,8 +143,8 @@ def _broken(outcome: Broken, client: RawClient) -> None:
 
 def _is_refusal(answer: Response, statuses: Iterable[int]) -> None:
     assert answer.status in statuses, f"expected one of {sorted(statuses)}, got {answer}"
-    problem = answer.problem
-    assert problem.get("decision_id"), problem
+    assert answer.decision_id
+    assert set(answer.problem) <= {"type", "title", "status", "code", "instance"}, "a refusal tells more than it should"
 
 
 def _closed_or_serving(client: RawClient, closes: bool | None, last: Response) -> None:

@@ -48,6 +48,14 @@ class Response:
         assert document["status"] == self.status, (document, self.status)
         return document
 
+    @property
+    def decision_id(self) -> str:
+        """The id that a refusal names, for the decision log."""
+        prefix = "urn:meshguard:decision:"
+        instance = self.problem["instance"]
+        assert instance.startswith(prefix), instance
+        return instance.removeprefix(prefix)
+
     def __repr__(self) -> str:
         return f"Response({self.status} {self.head.reason} {self.body[:160]!r})"
 

@@ -234,7 +234,7 @@ class Proxy:
 
     def decision(self, decision_id: str, deadline_s: float = 6.0) -> dict[str, Any]:
         """The decision record with this id."""
-        return self.stdout.wait(lambda r: r.get("decision_id") == decision_id, f"the decision record {decision_id}", deadline_s)
+        return self.stdout.wait(lambda r: r.get("id") == decision_id, f"the decision record {decision_id}", deadline_s)
 
     def decision_where(self, predicate: Callable[[dict[str, Any]], Any], what: str, since: int = 0) -> dict[str, Any]:
         return self.stdout.wait(predicate, what, since=since)
