@@ -382,6 +382,16 @@ class Http1Connection:
         if self.stream is None and not self._lingering and not self._head_since:
             self.channel.close()
 
+    def cut(self, why: str) -> None:
+        """The identity of the connection is no longer good: what is under way is refused or cut, then it ends."""
+        self._close_after = True
+        if self.stream is not None:
+            self.stream.client_gone(why)
+            self.stream = None
+            self.channel.abort()
+        elif not self._lingering:
+            self.channel.close()
+
     def abandon(self, why: str) -> None:
         """Ends the connection at once, also before the handshake is complete."""
         stream, self.stream = self.stream, None

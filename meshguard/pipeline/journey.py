@@ -27,6 +27,7 @@ from meshguard.pipeline.exchange import Exchange
 from meshguard.pipeline.facts import RequestFacts
 from meshguard.pipeline.inspection import InspectionBudget
 from meshguard.pipeline.peer import Peer, chained_lines, forwarded_lines
+from meshguard.policy.decision import Conditional
 from meshguard.wire.serialise import CHUNKED_LINE
 from meshguard.wire.trace_context import begin as begin_trace
 
@@ -217,14 +218,16 @@ def decide(journey: Journey, exchange: Exchange) -> object:
     plan = exchange.plan
     if plan is None:
         raise RequestError(INTERNAL_ERROR, "no plan")
-    verdict = plan.outlook
-    if type(verdict) is not Permit and type(verdict) is not Denial:
+    outlook = plan.outlook
+    if isinstance(outlook, Conditional):
         facts = RequestFacts(exchange, time())
-        verdict = verdict.decide(facts)
+        verdict = outlook.decide(facts)
         exchange.subject = facts.subject
+    else:
+        verdict = outlook
     exchange.verdict = verdict
-    if type(verdict) is not Permit:
-        raise RequestError(verdict.reason if type(verdict) is Denial else INTERNAL_ERROR)
+    if isinstance(verdict, Denial):
+        raise RequestError(verdict.reason)
     if plan.refusal is not None:
         raise RequestError(plan.refusal)
     return None

@@ -15,10 +15,10 @@ from meshguard.wire.semantics import FieldRules
 if TYPE_CHECKING:
     from meshguard.fields.compile import CompiledFields
     from meshguard.fields.transforms import Reader
-    from meshguard.pipeline.tokens import TokenVerifier
     from meshguard.identity.trust import TrustStore
     from meshguard.net.cluster.cluster import Cluster
     from meshguard.pipeline.plan import Table
+    from meshguard.pipeline.tokens import TokenVerifier
     from meshguard.policy.compiled import CompiledPolicy
     from meshguard.wire.trace_context import Sampling
 

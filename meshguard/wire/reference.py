@@ -89,7 +89,7 @@ class RequestReader:
         return head
 
     def _check_framing(self, event: h11.Request, head: RequestHead) -> None:
-        names = {name: value for name, value in event.headers}
+        names = dict(event.headers)
         length = names.get(b"content-length")
         if b"transfer-encoding" in names:
             agreed = head.length == CHUNKED
