@@ -12,14 +12,14 @@ from meshguard.wire.events import EndOfMessage, WireLimits
 from meshguard.wire.fields import count_fields, remove_fields
 from meshguard.wire.grammar import CHUNK_LINE, FIELD_BLOCK, FORBIDDEN_IN_HEAD
 
-__all__ = ["LAST_CHUNK", "ChunkDecoder", "encode_chunk", "encode_last_chunk"]
+__all__ = ["LAST_CHUNK", "NOT_IN_TRAILERS", "ChunkDecoder", "encode_chunk", "encode_last_chunk"]
 
 _SIZE, _DATA, _CRLF, _TRAILERS = range(4)
 LAST_CHUNK = b"0\r\n\r\n"
 _TRAILER_BYTES = 8192
 
 # Fields that may not come in a trailer section: they would change framing, routing or identity after the decision (RFC 9110 section 6.5.1).
-_NOT_IN_TRAILERS = (
+NOT_IN_TRAILERS = (
     b"transfer-encoding",
     b"content-length",
     b"host",
@@ -111,7 +111,7 @@ class ChunkDecoder:
         block = buffer[position : end + 2]
         if len(block) > _TRAILER_BYTES or count_fields(block) > self._limits.fields or FIELD_BLOCK(block) is None:
             raise RequestError(MALFORMED_TRAILERS)
-        return EndOfMessage(remove_fields(block, _NOT_IN_TRAILERS)), end + 4
+        return EndOfMessage(remove_fields(block, NOT_IN_TRAILERS)), end + 4
 
 
 def _completed(line: bytes) -> bytes:

@@ -31,19 +31,29 @@ class WireLimits:
 
     __slots__ = ("chunk_extension_bytes", "chunk_line_bytes", "fields", "head_bytes", "request_line_bytes")
 
-    def __init__(self, head_bytes: int = 32768, fields: int = 100, request_line_bytes: int = 8192) -> None:
+    def __init__(
+        self,
+        head_bytes: int = 32768,
+        fields: int = 100,
+        request_line_bytes: int = 8192,
+        chunk_line_bytes: int = 4096,
+        chunk_extension_bytes: int = 65536,
+    ) -> None:
         self.head_bytes = head_bytes
         self.fields = fields
         self.request_line_bytes = request_line_bytes
         # a chunk line is a size and an extension; extensions over a body are bounded too (CVE-2023-39326)
-        self.chunk_line_bytes = 4096
-        self.chunk_extension_bytes = 65536
+        self.chunk_line_bytes = chunk_line_bytes
+        self.chunk_extension_bytes = chunk_extension_bytes
 
 
 class RequestEngine(Protocol):
     """The server side of an HTTP/1.1 connection. Errors are RequestError with the reason to answer."""
 
-    buffered: int
+    @property
+    def buffered(self) -> int:
+        """Octets received and not yet given out."""
+        ...
 
     def receive(self, data: bytes) -> None: ...
 
@@ -60,7 +70,10 @@ class RequestEngine(Protocol):
 class ResponseEngine(Protocol):
     """The client side. Errors are UpstreamError."""
 
-    buffered: int
+    @property
+    def buffered(self) -> int:
+        """Octets received and not yet given out."""
+        ...
 
     def receive(self, data: bytes) -> None: ...
 
