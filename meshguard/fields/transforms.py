@@ -1,0 +1,3 @@
+class Reader:
+    def __init__(self, roles, principal): self.roles=roles; self.principal=principal
+class Transform: ...

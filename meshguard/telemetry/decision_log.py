@@ -1,0 +1,298 @@
+"""One JSON line per request: who called what, when, why it was allowed or not, and how it ended.
+
+Schema `meshguard.decision/1` (keys marked ? are left out when there is nothing to say; new keys may come, none changes its meaning):
+
+    schema, id, time        time: when the request head was complete, RFC 3339, UTC, microseconds
+    who                     principal? (SPIFFE ID), svid? {trust_domain, serial, thumbprint}, subject? (verified JWT), address, port
+    what                    method, host, path (canonical), route, cluster, listener, protocol, tls, port, request_bytes,
+                            response_bytes, query_bytes?
+    why                     verdict (allow, deny, refuse, error), rule?, reason?, detail?, near_miss? {rule, condition, detail?},
+                            shadow? [{rule, effect}], policy_digest?, policy_revision?
+    outcome                 status (0: none was sent), upstream?, attempts, duration_us, upstream_us? (until its response head), aborted?
+    fields?                 [{operation, field, keyset?, version?, count}]: what was done to protected fields, never their values
+    trace_id?, span_id?, sampled?
+and, where records were lost, a line {schema, gap: N, since, time} in their place.
+
+Of a query only its length is told: a name can be as secret as a value (`?123-45-6789`). Text of the client is cut to a limit (marked by
+an ellipsis) and escaped by the JSON encoder: a line has exactly one newline, at its end.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import orjson
+
+from meshguard.model.principal import Principal
+from meshguard.model.reasons import Reason
+from meshguard.model.record import RequestRecord
+from meshguard.model.verdicts import Denial, Permit
+from meshguard.telemetry.metrics import Registry
+from meshguard.telemetry.outcome import verdict_name
+from meshguard.telemetry.span_ids import SpanIds
+
+__all__ = ["MAX_DETAIL", "MAX_HOST", "MAX_METHOD", "MAX_PATH", "MAX_SUBJECT", "SCHEMA", "DecisionLog", "DecisionSink", "gap_line"]
+
+SCHEMA = "meshguard.decision/1"
+MAX_METHOD = 32
+MAX_HOST = 255
+MAX_PATH = 2048
+MAX_SUBJECT = 256
+MAX_DETAIL = 512
+
+_HANDOVER_BYTES = 64 * 1024  # lines are handed to the sink in pieces of this size: waking its thread costs some 10 us
+_CACHE = 1024  # entries of a cache of JSON fragments; it starts anew when full
+_NEWLINE = orjson.OPT_APPEND_NEWLINE
+_USER_INFO = re.compile(r"^([^/?#]*//)?[^/?#]*@")
+
+
+class DecisionSink(Protocol):
+    """Where decision records go."""
+
+    def write(self, lines: bytes, count: int) -> None:
+        """Take over `count` records, one JSON line each. Never blocks, never raises: what cannot be kept is counted by the sink."""
+
+
+def gap_line(count: int, since: float, now: float | None = None) -> bytes:
+    """The line that stands for `count` lost records; the first was lost at `since` (epoch seconds)."""
+    written = time.time() if now is None else now
+    return orjson.dumps({"schema": SCHEMA, "gap": count, "since": _rfc3339(since), "time": _rfc3339(written)}, option=_NEWLINE)
+
+
+class DecisionLog:
+    """A consumer of finished requests (`telemetry.observe`) that writes their records to a sink.
+
+    `spans` tells which requests have spans, so that their id is put on record; None when no spans are exported.
+    """
+
+    def __init__(self, sink: DecisionSink, registry: Registry, spans: SpanIds | None = None) -> None:
+        self._sink = sink
+        self._spans = spans
+        self._lines: list[bytes] = []
+        self._size = 0
+        self._svids: dict[str, orjson.Fragment] = {}
+        self._permits: dict[tuple[str, str, int], orjson.Fragment] = {}
+        self._second = -1
+        self._prefix = ""
+        self._unwritable = registry.counter(
+            "meshguard.decision_log.reduced", "Records of which only the id could be written", "{record}"
+        ).labels()
+
+    def consume(self, records: Sequence[RequestRecord], clock_offset: float) -> None:
+        """Turn these records into lines."""
+        lines = self._lines
+        size = self._size
+        for record in records:
+            try:
+                line = self._line(record, clock_offset)
+            except Exception:  # outermost loop of the log: a record that cannot be told still leaves a line
+                self._unwritable.value += 1
+                line = _reduced(record, clock_offset)
+            lines.append(line)
+            size += len(line)
+        self._size = size
+        if size >= _HANDOVER_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand the lines to the sink."""
+        lines = self._lines
+        if lines:
+            self._lines = []
+            self._size = 0
+            self._sink.write(b"".join(lines), len(lines))
+
+    def _line(self, record: RequestRecord, clock_offset: float) -> bytes:
+        peer = record.peer
+        plan = record.plan
+        verdict = record.verdict
+        refusal = record.refusal
+        head = record.head
+        started = record.started
+        ended = record.ended
+
+        when = started + clock_offset
+        second = int(when)
+        if second != self._second:
+            self._second = second
+            self._prefix = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+
+        who: dict[str, object] = {"address": peer.client_address, "port": peer.client_port}
+        principal = peer.principal
+        if principal is not None:
+            who["principal"] = principal.spiffe_id
+            who["svid"] = self._svids.get(principal.thumbprint) or self._svid(principal)
+        if record.subject:
+            who["subject"] = _capped(record.subject, MAX_SUBJECT)
+
+        if plan is not None:
+            path = plan.path
+            what: dict[str, object] = {
+                "method": plan.method if len(plan.method) <= MAX_METHOD else _capped(plan.method, MAX_METHOD),
+                "host": plan.host if len(plan.host) <= MAX_HOST else _capped(plan.host, MAX_HOST),
+                "path": path if len(path) <= MAX_PATH else _capped(path, MAX_PATH),
+                "route": plan.route,
+                "cluster": plan.cluster,
+                "listener": peer.listener,
+                "protocol": peer.protocol,
+                "tls": peer.tls_version,
+                "port": peer.local_port,
+                "request_bytes": record.request_bytes,
+                "response_bytes": record.response_bytes,
+            }
+            revision = plan.policy_revision
+        else:
+            method, host, path = _as_sent(record)
+            what = {
+                "method": method,
+                "host": host,
+                "path": path,
+                "route": "",
+                "cluster": "",
+                "listener": peer.listener,
+                "protocol": peer.protocol,
+                "tls": peer.tls_version,
+                "port": peer.local_port,
+                "request_bytes": record.request_bytes,
+                "response_bytes": record.response_bytes,
+            }
+            revision = 0
+        if head is not None:
+            mark = head.target.find(b"?")
+            if mark >= 0:
+                what["query_bytes"] = len(head.target) - mark - 1
+
+        why: orjson.Fragment | dict[str, object]
+        if refusal is None and verdict.__class__ is Permit and not verdict.shadow and not record.detail:
+            permit = (verdict.rule_id, verdict.policy_digest, revision)
+            why = self._permits.get(permit) or self._permitted(permit)
+        else:
+            why = _why(verdict, refusal, record.detail, revision)
+
+        outcome: dict[str, object] = {
+            "status": record.status,
+            "attempts": record.attempts,
+            "duration_us": int((ended - started) * 1e6) if ended else 0,
+        }
+        if record.upstream:
+            outcome["upstream"] = record.upstream
+            if record.answered:
+                outcome["upstream_us"] = int((record.answered - record.forwarded) * 1e6)
+        if record.aborted:
+            outcome["aborted"] = record.aborted
+
+        line: dict[str, object] = {
+            "schema": SCHEMA,
+            "id": record.decision_id,
+            "time": f"{self._prefix}.{int((when - second) * 1e6):06d}Z",
+            "who": who,
+            "what": what,
+            "why": why,
+            "outcome": outcome,
+        }
+        if record.operations:
+            line["fields"] = [_operation(act) for act in record.operations]
+        if record.trace_id:
+            line["trace_id"] = record.trace_id.decode("latin-1")
+        spans = self._spans
+        if spans is not None and spans.recorded(record):
+            line["trace_id"] = spans.trace_id(record).decode("latin-1")
+            line["span_id"] = spans.server_span_id(record).decode("latin-1")
+            line["sampled"] = record.sampled
+        try:
+            return orjson.dumps(line, option=_NEWLINE)
+        except TypeError:  # text that is not valid Unicode (lone surrogates): said with escapes
+            return orjson.dumps(_encodable(line), option=_NEWLINE)
+
+    def _svid(self, principal: Principal) -> orjson.Fragment:
+        if len(self._svids) >= _CACHE:
+            self._svids.clear()
+        made = orjson.Fragment(
+            orjson.dumps(
+                _encodable({"trust_domain": principal.trust_domain, "serial": principal.serial, "thumbprint": principal.thumbprint})
+            )
+        )
+        self._svids[principal.thumbprint] = made
+        return made
+
+    def _permitted(self, permit: tuple[str, str, int]) -> orjson.Fragment:
+        if len(self._permits) >= _CACHE:
+            self._permits.clear()
+        rule_id, digest, revision = permit
+        why = {"verdict": "allow", "rule": rule_id, "policy_digest": digest, "policy_revision": revision}
+        made = self._permits[permit] = orjson.Fragment(orjson.dumps(_encodable(why)))
+        return made
+
+
+def _why(verdict: Permit | Denial | None, refusal: Reason | None, detail: str, revision: int) -> dict[str, object]:
+    why: dict[str, object] = {"verdict": verdict_name(type(verdict), refusal)}
+    if isinstance(verdict, Denial):
+        why["reason"] = (refusal or verdict.reason).code
+        near = verdict.near_miss
+        if near is not None:
+            miss: dict[str, object] = {"rule": near.rule_id, "condition": near.condition}
+            if near.detail:
+                miss["detail"] = _capped(near.detail, MAX_DETAIL)
+            why["near_miss"] = miss
+    elif refusal is not None:
+        why["reason"] = refusal.code
+    if verdict is not None:
+        if verdict.rule_id:
+            why["rule"] = verdict.rule_id
+        if verdict.shadow:
+            why["shadow"] = [{"rule": result.rule_id, "effect": result.effect} for result in verdict.shadow]
+        why["policy_digest"] = verdict.policy_digest
+        why["policy_revision"] = revision
+    if detail:
+        why["detail"] = _capped(detail, MAX_DETAIL)
+    return why
+
+
+def _operation(act: Any) -> dict[str, object]:
+    told: dict[str, object] = {"operation": act.operation, "field": act.field, "count": act.count}
+    if act.keyset:
+        told["keyset"] = act.keyset
+        told["version"] = act.version
+    return told
+
+
+def _as_sent(record: RequestRecord) -> tuple[str, str, str]:
+    """Method, host and path of a head whose target was refused: as sent, without query, fragment and user info."""
+    head = record.head
+    if head is None:
+        return "", "", ""
+    target = re.split(r"[?#]", head.target.decode("utf-8", "backslashreplace"), maxsplit=1)[0]
+    return (
+        _capped(head.method.decode("utf-8", "backslashreplace"), MAX_METHOD),
+        _capped(_USER_INFO.sub("", head.authority.decode("utf-8", "backslashreplace")), MAX_HOST),
+        _capped(_USER_INFO.sub(r"\1", target), MAX_PATH),
+    )
+
+
+def _reduced(record: RequestRecord, clock_offset: float) -> bytes:
+    """What is left of a record that could not be turned into a line: its id and its time."""
+    line = {"schema": SCHEMA, "id": record.decision_id, "time": _rfc3339(record.started + clock_offset), "reduced": True}
+    return orjson.dumps(line, option=_NEWLINE)
+
+
+def _capped(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _encodable(value: Any) -> Any:
+    """The same value with every lone surrogate spelled out."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, dict):
+        return {key: _encodable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_encodable(item) for item in value]
+    return value
+
+
+def _rfc3339(when: float) -> str:
+    second = int(when)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(second))}.{int((when - second) * 1e6):06d}Z"
