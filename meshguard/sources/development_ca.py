@@ -220,7 +220,8 @@ class DevelopmentSource:
         waiting: asyncio.Future[frozenset[Path]] | None = None
         try:
             while True:
-                renew_at = min((update.material.not_before + update.material.not_after) / 2, self._authority.renew_at)
+                issued_at = update.material.not_before + BACKDATE_S
+                renew_at = min((issued_at + update.material.not_after) / 2, self._authority.renew_at)
                 waiting = waiting or asyncio.ensure_future(anext(changes))
                 done, _ = await asyncio.wait([waiting], timeout=max(renew_at - self._clock(), 0.05))
                 if done:
