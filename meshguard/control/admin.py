@@ -232,7 +232,7 @@ class AdminServer:
             if request is not None and request.method == b"HEAD":
                 body = b""
             for piece in (body,) if isinstance(body, bytes) else body:
-                data = piece if isinstance(piece, bytes) else piece.encode()
+                data = piece if isinstance(piece, bytes) else piece.encode("utf-8", "backslashreplace")
                 if data:
                     writer.write(_wire(connection.send(h11.Data(data=data))))
                     await writer.drain()

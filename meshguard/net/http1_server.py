@@ -253,7 +253,7 @@ class Http1Connection:
         """The answer to `Expect: 100-continue`, after the decision."""
         self.channel.write(INTERIM_CONTINUE)
 
-    def send_head(self, status: int, block: bytes, length: int, specials: list[tuple[bytes, bytes]], request_complete: bool) -> None:
+    def send_head(self, status: int, block: bytes, length: int, specials: list[tuple[bytes, bytes]]) -> None:
         head = self._head
         framing = b""
         if length > 0:
@@ -268,8 +268,6 @@ class Http1Connection:
             self._chunked = True
             framing = CHUNKED_LINE
         else:
-            self._close_after = True
-        if not request_complete:
             self._close_after = True
         if self._close_after:
             framing += b"connection: close\r\n"

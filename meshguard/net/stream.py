@@ -28,7 +28,7 @@ class Downstream(Protocol):
     def send_continue(self) -> None:
         """The answer to `Expect: 100-continue`."""
 
-    def send_head(self, status: int, block: bytes, length: int, specials: list[tuple[bytes, bytes]], request_complete: bool) -> None:
+    def send_head(self, status: int, block: bytes, length: int, specials: list[tuple[bytes, bytes]]) -> None:
         """The response head; `length` is octets, CHUNKED or UNTIL_CLOSE (then the door frames the body itself)."""
 
     def send_data(self, data: bytes) -> None: ...

@@ -256,7 +256,7 @@ class Exchange(Call):
         door = self._door
         if door is not None:
             self._response_sent = True
-            door.send_head(status, block, head.length if length is None else length, head.specials, self._request_complete)
+            door.send_head(status, block, head.length if length is None else length, head.specials)
 
     def _interim(self, door: Downstream, head: ResponseHead) -> None:
         if head.status == 101:

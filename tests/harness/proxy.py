@@ -243,7 +243,12 @@ class Proxy:
         """SIGHUP, then waits until the process reports a reload (good or bad) on standard error."""
         since = len(self.stderr.items)
         self.signal(signal.SIGHUP)
-        self.stderr.wait(lambda line: "reload" in line.lower() or "policy" in line.lower(), "a report of the reload", deadline_s, since)
+        self.wait_reloaded(since, deadline_s)
+
+    def wait_reloaded(self, since: int, deadline_s: float = 6.0) -> str:
+        """The line on standard error (from index `since`) that reports a reload, taken over or refused."""
+        line: str = self.stderr.wait(lambda text: "reloaded" in text or "refused" in text, "a report of the reload", deadline_s, since)
+        return line
 
     def rss_bytes(self) -> int:
         for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
