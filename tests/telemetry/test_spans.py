@@ -319,3 +319,29 @@ def test_a_response_with_more_in_it_is_understood(count: int, message: str, cut:
     data = b"\x98\x06\x07" + response.SerializeToString()  # an unknown field before it
     assert rejected(data) == count
     assert rejected(data[: len(data) - 1] if cut else data) in (0, count)
+
+
+@pytest.mark.parametrize(
+    ("block", "agent"),
+    [
+        (b"user-agent: a\r\n", "a"),
+        (b"User-Agent:\t b \r\n", "b"),
+        (b"x: y\r\nUSER-agent: c\r\nz: 1\r\n", "c"),
+        (b"x-user-agent: no\r\nuser-agent: d\r\n", "d"),
+        (b"X-User-Agent: no\r\nUser-Agent: e\r\n", "e"),
+        (b"x: user-agent: no\r\n", None),
+        (b"x-user-agent: no\r\n", None),
+        (b"user-agent: \r\n", None),
+        (b"", None),
+        (b"user-agent: f\xff\r\n", "f\\xff"),
+    ],
+)
+def test_the_user_agent_is_found_in_every_spelling(block: bytes, agent: str | None) -> None:
+    server, _ = spans(Record(sampled=True, head=head(block=block)))
+    assert values(server).get("user_agent.original") == agent
+
+
+@pytest.mark.parametrize("port", [0, 1, 127, 128, 16383, 16384, 65535])
+def test_ports_of_every_size_decode(port: int) -> None:
+    server, _ = spans(Record(sampled=True, peer=Peer(client_port=port)))
+    assert values(server)["network.peer.port"] == port
