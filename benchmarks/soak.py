@@ -134,8 +134,16 @@ class Soak:
 
     def _change_all_the_time(self, proxy: subprocess.Popen[bytes], load: subprocess.Popen[str]) -> None:
         began = time.monotonic()
-        turns = (self._write_policy, self._renew, lambda: self._write_configuration(self.upstreams[:1]), self._write_policy,
-                 lambda: self._write_configuration(self.upstreams[1:]), self._renew, lambda: self._write_configuration(self.upstreams))  # fmt: skip
+        first, second = self.upstreams[:1], self.upstreams[1:]
+        turns = (
+            self._write_policy,
+            self._renew,
+            lambda: self._write_configuration(first),
+            self._write_policy,
+            lambda: self._write_configuration(second),
+            self._renew,
+            lambda: self._write_configuration(self.upstreams),
+        )
         while (now := time.monotonic() - began) < self.seconds - TAKEN_OVER_S / 2 and load.poll() is None:
             self._read(proxy, now)
             turns[self.changes % len(turns)]()

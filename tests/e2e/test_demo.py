@@ -135,12 +135,16 @@ def test_documents_of_the_user_stay_and_identities_are_kept(tmp_path: Path) -> N
 
 def test_the_service_stores_what_it_is_sent() -> None:
     service = OrdersService()
-    assert service.answer("POST", "/orders", b"[]") == (400, {"error": "an order is an object"})
-    assert service.answer("POST", "/orders", b"{") == (400, {"error": "not JSON"})
-    status, order = service.answer("POST", "/orders", json.dumps({"item": "tent", "id": "x"}).encode())
-    assert (status, order) == (201, {"item": "tent", "id": "2"})
-    assert service.answer("GET", "/orders/2?expand=1", b"") == (200, order)
-    assert service.answer("GET", "/orders/3", b"")[0] == 404
+    service.start()
+    try:
+        assert service.answer("POST", "/orders", b"[]") == (400, {"error": "an order is an object"})
+        assert service.answer("POST", "/orders", b"{") == (400, {"error": "not JSON"})
+        status, order = service.answer("POST", "/orders", json.dumps({"item": "tent", "id": "x"}).encode())
+        assert (status, order) == (201, {"item": "tent", "id": "2"})
+        assert service.answer("GET", "/orders/2?expand=1", b"") == (200, order)
+        assert service.answer("GET", "/orders/3", b"")[0] == 404
+    finally:
+        service.stop()
 
 
 def test_commands_can_be_pasted(tmp_path: Path) -> None:
