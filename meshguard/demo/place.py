@@ -17,7 +17,7 @@ from cryptography.exceptions import InvalidSignature
 from meshguard.identity.material import load_material
 from meshguard.identity.pem import read_certificates
 from meshguard.identity.svid import load_certificate
-from meshguard.keys.file import create_keyset
+from meshguard.keys import lifecycle
 from meshguard.model.errors import MeshguardError
 from meshguard.sources.development_ca import DevelopmentAuthority, write_private
 
@@ -26,6 +26,8 @@ __all__ = ["CLIENTS", "Place"]
 TRUST_DOMAIN = "shop.example"
 CLIENTS = ("billing", "support", "intruder")
 """Client identities: `/ns/demo/sa/NAME`. The policy gives the intruder no role."""
+KEYSET = "orders-pii"
+"""The keyset that seals the card number, as configuration and policy name it."""
 _DOCUMENTS = ("meshguard.yaml", "policies/orders.yaml")
 _LEAST_LIFE_S = 3600
 
@@ -37,7 +39,7 @@ class Place:
         self.directory = directory
         self.configuration = directory / "meshguard.yaml"
         self.bundle = directory / "ca" / "bundle.pem"
-        self.keyset = directory / "keys" / "orders-pii.json"
+        self.keyset = directory / "keys" / f"{KEYSET}.json"
         self.log = directory / "meshguard.log"
         self.decisions = directory / "decisions.log"
 
@@ -64,7 +66,7 @@ class Place:
                 write_private(self.certificate(client), material.certificate_pem, mode=0o644)
         if not self.keyset.exists():
             self.keyset.parent.mkdir(mode=0o700, exist_ok=True)
-            create_keyset(self.keyset)
+            lifecycle.create(self.keyset, KEYSET, time.time())
 
     def _is_valid(self, client: str, authority: DevelopmentAuthority) -> bool:
         """The SVID on disk is of this CA, matches its key and lives for a while."""

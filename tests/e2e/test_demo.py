@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import selectors
 import shlex
 import shutil
 import signal
@@ -20,7 +19,7 @@ import pytest
 
 from meshguard.demo.orders import OrdersService
 from meshguard.demo.place import Place
-from meshguard.demo.scenario import STEPS, Answer, Ports, command, mismatch
+from meshguard.demo.scenario import STEPS, Answer, Ports, ask, command, mismatch
 
 ANY_PORTS = ("--port", "0", "--service-port", "0", "--admin-port", "0")
 
@@ -46,13 +45,10 @@ def tour(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     assert process.stdout is not None
     printed = ""
     try:
-        with selectors.DefaultSelector() as selector:
-            selector.register(process.stdout, selectors.EVENT_READ)
-            deadline = time.monotonic() + 30
-            while "Every decision" not in printed and time.monotonic() < deadline and selector.select(deadline - time.monotonic()):
-                if not (line := process.stdout.readline()):
-                    break
-                printed += line
+        for line in process.stdout:  # ends with the last line that it prints, or with the process
+            printed += line
+            if line.startswith("Every decision"):
+                break
         yield process, printed
     finally:
         if process.poll() is None:
@@ -78,8 +74,6 @@ def test_edited_policy_is_taken_over_and_interrupt_ends_all(tour: tuple[subproce
     match = re.search(r"meshguard on https://127.0.0.1:(\d+) .* on http://127.0.0.1:(\d+)", printed)
     assert match, printed
     ports = Ports(int(match[1]), int(match[2]))
-    from meshguard.demo.scenario import ask
-
     place = Place(tmp_path / "demo")
     assert ask(STEPS[0], place, ports).status == 200
     policy = tmp_path / "demo" / "policies" / "orders.yaml"
@@ -135,12 +129,16 @@ def test_documents_of_the_user_stay_and_identities_are_kept(tmp_path: Path) -> N
 
 def test_the_service_stores_what_it_is_sent() -> None:
     service = OrdersService()
-    assert service.answer("POST", "/orders", b"[]") == (400, {"error": "an order is an object"})
-    assert service.answer("POST", "/orders", b"{") == (400, {"error": "not JSON"})
-    status, order = service.answer("POST", "/orders", json.dumps({"item": "tent", "id": "x"}).encode())
-    assert (status, order) == (201, {"item": "tent", "id": "2"})
-    assert service.answer("GET", "/orders/2?expand=1", b"") == (200, order)
-    assert service.answer("GET", "/orders/3", b"")[0] == 404
+    service.start()
+    try:
+        assert service.answer("POST", "/orders", b"[]") == (400, {"error": "an order is an object"})
+        assert service.answer("POST", "/orders", b"{") == (400, {"error": "not JSON"})
+        status, order = service.answer("POST", "/orders", json.dumps({"item": "tent", "id": "x"}).encode())
+        assert (status, order) == (201, {"item": "tent", "id": "2"})
+        assert service.answer("GET", "/orders/2?expand=1", b"") == (200, order)
+        assert service.answer("GET", "/orders/3", b"")[0] == 404
+    finally:
+        service.stop()
 
 
 def test_commands_can_be_pasted(tmp_path: Path) -> None:
