@@ -216,7 +216,7 @@ class Runtime:
         for name, config in configuration.listeners.items():
             journey = self.journeys.get(name)
             if journey is None:
-                journey = self._new_journey(name, snapshot)
+                journey = self.journeys[name] = self._new_journey(name, snapshot)
                 self.listeners[name] = self._new_listener(name, config, journey, TlsGate(contexts[name]))
             listener = self.listeners[name]
             listener.gate.plaintext_until = snapshot.listeners[name].plaintext_until if config.tls == "permissive" else 0.0

@@ -18,7 +18,7 @@ from meshguard.policy.conditions import ClaimCondition, Condition, HeaderConditi
 from meshguard.policy.digest import policy_digest
 from meshguard.policy.documents import RESERVED_ROLES, PolicyDocument, RoleDocument, RuleDocument
 from meshguard.policy.index import MAX_CONDITIONAL, Crowd, Leaf, RuleIndex
-from meshguard.policy.paths import Template, folded, parse_template
+from meshguard.policy.paths import folded, parse_template
 from meshguard.policy.principals import PrincipalIndex, PrincipalPattern, parse_principal
 from meshguard.policy.rules import ANYONE, AUTHENTICATED, Role, Rule
 from meshguard.policy.unreachable import unreachable
@@ -53,10 +53,7 @@ class _Compiler:
     def compile(self) -> CompiledPolicy:
         self._read_roles()
         rules = self._read_rules()
-        for document, file in zip(self._documents, self._files, strict=True):
-            for number, test in enumerate(document.tests):
-                if not test.caller.startswith("spiffe:"):
-                    self._known_role(test.caller, file, f"tests[{number}].as")
+        self._read_tests()
         if self._problems:
             raise DocumentError(self._problems)
         indexes = [self._index(rules, allow=allow, shadow=shadow) for allow in (True, False) for shadow in (False, True)]
@@ -101,9 +98,7 @@ class _Compiler:
             for number, rule in enumerate(document.rules):
                 path = f"rules[{number}]"
                 if rule.id in first:
-                    self._problems.append(
-                        Problem(file, f"{path}.id", f"an id that is not taken: {first[rule.id]} has it", value=rule.id)
-                    )
+                    self._problems.append(Problem(file, f"{path}.id", f"an id that is not taken: {first[rule.id]} has it", value=rule.id))
                     continue
                 first[rule.id] = f"{file}: {path}"
                 effect = "allow" if rule.allow is not None else "deny"
@@ -113,6 +108,17 @@ class _Compiler:
                     rules.append(self._rule(rule, len(rules)))
                     self._where.append((file, path))
         return rules
+
+    def _read_tests(self) -> None:
+        ids = {rule.id for document in self._documents for rule in document.rules}
+        for document, file in zip(self._documents, self._files, strict=True):
+            for number, test in enumerate(document.tests):
+                self._known_role(test.caller, file, f"tests[{number}].as")
+                if test.rule is not None and test.rule not in ids:
+                    near = get_close_matches(test.rule, ids, 1)
+                    expected = "the id of a rule of this policy"
+                    problem = Problem(file, f"tests[{number}].rule", expected, value=test.rule, nearest=near[0] if near else "")
+                    self._problems.append(problem)
 
     def _known_role(self, caller: str, file: str, path: str) -> None:
         if caller.startswith("spiffe:") or caller in RESERVED_ROLES:
@@ -170,18 +176,18 @@ class _Compiler:
                     index.add(rule, variant, by_identity, by_token)
         if index is not None:
             index.freeze()
-            for template, leaf in index.leaves:
-                self._bounded(template, leaf)
+            for leaf in index.leaves:
+                self._bounded(leaf)
         return index
 
-    def _bounded(self, template: Template, leaf: Leaf) -> None:
+    def _bounded(self, leaf: Leaf) -> None:
         by_token = sum(map(_length, leaf.tokens.values())) if leaf.tokens else 0
         for cell in leaf.subjects.values():
             conditional = cell.widest() if isinstance(cell, Crowd) else sum(not rule.plain for rule in cell)
             if conditional + by_token > MAX_CONDITIONAL:
                 file, path = self._where[(cell.some(1) if isinstance(cell, Crowd) else cell)[0].order]
                 expected = f"at most {MAX_CONDITIONAL} rules with conditions for one caller, path, method and host (join their values)"
-                self._problems.append(Problem(file, path, expected, value=f"{conditional + by_token} rules for {template.text}"))
+                self._problems.append(Problem(file, path, expected, value=f"{conditional + by_token} rules for {leaf.template.text}"))
                 return
 
     def _warn(self, rules: Sequence[Rule], denies: RuleIndex | None) -> None:

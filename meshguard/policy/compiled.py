@@ -72,12 +72,16 @@ class CompiledPolicy:
     def _bind(self, principal: Principal | None) -> Binding:
         subjects = {ANYONE}
         if principal is not None:
-            subjects |= self._principals.find(principal.spiffe_id)
+            subjects |= self.subjects(principal.spiffe_id)
             subjects.add(AUTHENTICATED)
         entitled = self.both_roles & subjects
         held = frozenset(subjects - entitled)
         roles = frozenset(self.role_names[subject] for subject in held if subject in self.role_names)
         return Binding(self, principal, held, entitled, roles)
+
+    def subjects(self, spiffe_id: str) -> set[int]:
+        """Subjects that an identity is by name or pattern."""
+        return self._principals.find(spiffe_id)
 
     def host_keys(self, host: str) -> tuple[str, ...]:
         """See `rules.host_keys`."""

@@ -34,8 +34,8 @@ MAX_SHADOW = 16
 _HELD = -1
 _NO_SUBJECTS: frozenset[int] = frozenset()
 
-Candidate = tuple[Rule, int]
-"""A rule that covers the request, and the subject that a token must make of the caller for it (`_HELD`: it is one already)."""
+Candidate = tuple[Rule, int, Leaf]
+"""A rule that covers the request, the subject that a token must make of the caller for it (`_HELD`: it is one already), its leaf."""
 
 
 class Binding:
@@ -66,7 +66,7 @@ class Binding:
             if leaves:
                 final = self._select(leaves, method.upper(), port, hosts, denies)
                 if final is not None:
-                    return Denial(POLICY_DENIED, policy.digest, final.id)
+                    return Denial(POLICY_DENIED, policy.digest, final[0].id)
         leaves = policy.allows.exact(path)
         allows: list[Candidate] = []
         allowed = self._select(leaves, method, port, hosts, allows)
@@ -105,10 +105,11 @@ class Binding:
 
     def _select(
         self, leaves: Sequence[Leaf], method: str, port: int, hosts: Collection[str], candidates: list[Candidate]
-    ) -> Rule | None:
+    ) -> Candidate | None:
         """The first plain rule of this caller that covers the request; those with conditions are appended to `candidates`."""
         held = self._held
         final: Rule | None = None
+        at: Leaf | None = None
         for leaf in leaves:
             subjects = leaf.subjects
             for subject in subjects if len(subjects) <= len(held) else held:
@@ -120,21 +121,19 @@ class Binding:
                         if rule.covers(method, port, hosts):
                             if rule.plain:
                                 if final is None or rule.order < final.order:
-                                    final = rule
+                                    final, at = rule, leaf
                                 break  # plain rules stand first and by order: the rest of the cell cannot change the verdict
-                            candidates.append((rule, _HELD))
+                            candidates.append((rule, _HELD, leaf))
             if leaf.tokens is not None:
                 self._by_token(leaf, method, port, hosts, candidates)
-        return final
+        return None if final is None or at is None else (final, _HELD, at)
 
-    def _every(
-        self, leaves: Sequence[Leaf], method: str, port: int, hosts: Collection[str], candidates: list[Candidate]
-    ) -> None:
+    def _every(self, leaves: Sequence[Leaf], method: str, port: int, hosts: Collection[str], candidates: list[Candidate]) -> None:
         """Append every rule that covers the request, plain ones too (shadow rules are reported one by one)."""
         for leaf in leaves:
             for subject, cell in leaf.subjects.items():
                 if subject in self._held:
-                    candidates += [(rule, _HELD) for rule in covering(cell, method, port, hosts)]
+                    candidates += [(rule, _HELD, leaf) for rule in covering(cell, method, port, hosts)]
             if leaf.tokens is not None:
                 self._by_token(leaf, method, port, hosts, candidates)
 
@@ -143,7 +142,7 @@ class Binding:
         both = self._policy.both_roles
         for subject, cell in (leaf.tokens or {}).items():
             if subject not in self._held and (subject not in both or subject in self._entitled):
-                candidates += [(rule, subject) for rule in covering(cell, method, port, hosts)]
+                candidates += [(rule, subject, leaf) for rule in covering(cell, method, port, hosts)]
 
     def _near_miss(
         self, method: str, path: str, hosts: Collection[str], port: int, leaves: Sequence[Leaf] | None = None
@@ -159,15 +158,16 @@ class Conditional:
 
     needs_claims   the verdict depends on the token: verify it, refuse the request when it is invalid
     shadow_claims  only a shadow rule asks for the token: an invalid one must not refuse the request
+    template       the path template of the first rule that may allow it, "" when none may (for `http.route`)
     """
 
-    __slots__ = ("_allowed", "_allows", "_binding", "_denies", "_request", "_shadow", "needs_claims", "shadow_claims")
+    __slots__ = ("_allowed", "_allows", "_binding", "_denies", "_request", "_shadow", "needs_claims", "shadow_claims", "template")
 
     def __init__(
         self,
         binding: Binding,
         denies: list[Candidate],
-        allowed: Rule | None,
+        allowed: Candidate | None,
         allows: list[Candidate],
         shadow: list[Candidate],
         request: tuple[str, str, Collection[str], int],
@@ -178,6 +178,8 @@ class Conditional:
         self._allows = sorted(allows, key=_order)
         self._shadow = sorted(shadow, key=_order)
         self._request = request
+        first = allowed or (self._allows[0] if allows else None)
+        self.template = "" if first is None else first[2].template.text
         self.needs_claims = any(map(_needs_claims, denies)) or any(map(_needs_claims, allows))
         self.shadow_claims = not self.needs_claims and any(map(_needs_claims, shadow))
 
@@ -195,7 +197,7 @@ class Conditional:
         if allowed is None:
             for candidate in self._allows:
                 if _met(candidate, facts, claims, given, on_error=False):
-                    allowed = candidate[0]
+                    allowed = candidate
                     break
         shadow = self._shadow_results(facts, claims, given, allow=allowed is None) if self._shadow else ()
         if allowed is not None:
@@ -214,15 +216,13 @@ class Conditional:
                 given = self._binding._token_subjects(claims)
         return _shadow_results([entry for entry in self._shadow if _met(entry, facts, claims, given, on_error=False)], allow=allow)
 
-    def _denial(
-        self, facts: Facts, claims: Mapping[str, object] | None, given: frozenset[int], shadow: tuple[ShadowResult, ...]
-    ) -> Denial:
+    def _denial(self, facts: Facts, claims: Mapping[str, object] | None, given: frozenset[int], shadow: tuple[ShadowResult, ...]) -> Denial:
         """No rule allows it: why, and which rule came closest."""
         method, path, hosts, port = self._request
         miss, only_caller = self._binding._near_miss(method, path, hosts, port)
         reason = IDENTITY_REQUIRED if only_caller and self._binding.principal is None else NO_RULE
         fewest = 2 if miss is not None else 1 << 30
-        for rule, subject in self._allows[: near_miss.MAX_RULES]:
+        for rule, subject, _ in self._allows[: near_miss.MAX_RULES]:
             failed = [condition for condition in rule.conditions if not _holds(condition, facts, claims)]
             role_missing = subject != _HELD and subject not in given
             if claims is None and (role_missing or failed) and all(condition.kind == "claim" for condition in failed):
@@ -237,8 +237,8 @@ class Conditional:
         return Denial(reason, self._binding._policy.digest, None, miss, shadow)
 
 
-def _permit(rule: Rule, digest: str, shadow: tuple[ShadowResult, ...], roles: frozenset[str]) -> Permit:
-    return Permit(rule.id, digest, shadow, roles)
+def _permit(allowed: Candidate, digest: str, shadow: tuple[ShadowResult, ...], roles: frozenset[str]) -> Permit:
+    return Permit(allowed[0].id, digest, shadow, roles, allowed[2].template.text)
 
 
 def _with_fold(path: str, readings: tuple[str, ...]) -> tuple[str, ...]:
@@ -259,11 +259,9 @@ def _needs_claims(candidate: Candidate) -> bool:
     return candidate[0].needs_claims or candidate[1] != _HELD
 
 
-def _met(
-    candidate: Candidate, facts: Facts, claims: Mapping[str, object] | None, given: frozenset[int], *, on_error: bool
-) -> bool:
+def _met(candidate: Candidate, facts: Facts, claims: Mapping[str, object] | None, given: frozenset[int], *, on_error: bool) -> bool:
     """Whether the candidate's rule matches. `on_error` is the answer when a condition cannot be evaluated."""
-    rule, subject = candidate
+    rule, subject, _ = candidate
     if subject != _HELD and subject not in given:
         return False
     try:
@@ -288,5 +286,5 @@ def _shadow_results(candidates: Sequence[Candidate], *, allow: bool) -> tuple[Sh
     if not candidates:
         return ()
     effect = "would_allow" if allow else "would_deny"
-    ids = dict.fromkeys(rule.id for rule, _ in candidates if rule.allow is allow)
+    ids = dict.fromkeys(rule.id for rule, _, _ in candidates if rule.allow is allow)
     return tuple(ShadowResult(rule_id, effect) for rule_id in list(ids)[:MAX_SHADOW])

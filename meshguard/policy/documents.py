@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from meshguard.policy.paths import parse_template
 from meshguard.policy.principals import parse_principal
@@ -30,7 +30,7 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}\Z")
 _METHOD = re.compile(r"[A-Z][A-Z0-9_-]{0,31}\Z")
 _FIELD_NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,128}\Z")
 _HOST = re.compile(r"(?:\*\.)?[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?(?:\.[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?)*\Z|\[[0-9a-f:.]+\]\Z")
-_CALL = re.compile(r"(?P<method>[!#$%&'*+.^_`|~0-9A-Za-z-]+) (?P<target>\S+)\Z")
+_CALL = re.compile(r"(?P<method>[!#$%&'*+.^_`|~0-9A-Za-z-]+) (?P<target>[^\s\x00-\x1f\x7f]+)\Z")
 _VALUE_LIMIT = 4096
 
 
@@ -128,8 +128,8 @@ ClaimValue = bool | int | str
 ClaimValues = Annotated[list[ClaimValue], BeforeValidator(_one_or_more), Field(min_length=1, max_length=1024), AfterValidator(_unique)]
 Callers = Annotated[list[Caller], BeforeValidator(_one_or_more), Field(min_length=1, max_length=1024), AfterValidator(_unique)]
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
-TimeOfDay = Annotated[Clock, BeforeValidator(parse_clock)]
-Instant = Annotated[Moment, BeforeValidator(parse_moment)]
+TimeOfDay = Annotated[Clock, BeforeValidator(parse_clock), WithJsonSchema({"type": "string", "examples": ["18:00"]})]
+Instant = Annotated[Moment, BeforeValidator(parse_moment), WithJsonSchema({"type": "string", "examples": ["2030-01-31T18:00:00Z"]})]
 Timezone = Annotated[str, AfterValidator(parse_timezone)]
 
 FieldRuleDocument = dict[str, Any]

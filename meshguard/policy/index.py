@@ -76,11 +76,12 @@ Cell = list[Rule] | Crowd
 
 
 class Leaf:
-    """Rules filed under one template: by `subjects` that identity alone makes, and by roles that a token can give (`tokens`)."""
+    """Rules filed under one `template`: by `subjects` that identity alone makes, and by roles that a token can give (`tokens`)."""
 
-    __slots__ = ("subjects", "tokens")
+    __slots__ = ("subjects", "template", "tokens")
 
-    def __init__(self) -> None:
+    def __init__(self, template: Template) -> None:
+        self.template = template
         self.subjects: dict[int, Cell] = {}
         self.tokens: dict[int, Cell] | None = None
 
@@ -92,15 +93,15 @@ class RuleIndex:
 
     def __init__(self) -> None:
         self.root: Node[Leaf] = Node()
-        self.leaves: list[tuple[Template, Leaf]] = []
+        self.leaves: list[Leaf] = []
 
     def add(self, rule: Rule, template: Template, subjects: Sequence[int], token_subjects: Sequence[int]) -> None:
         """File `rule` under `template` for these subjects."""
         node = insert(self.root, template.segments)
         leaf = node.rest if template.rest else node.end
         if leaf is None:
-            leaf = Leaf()
-            self.leaves.append((template, leaf))
+            leaf = Leaf(template)
+            self.leaves.append(leaf)
             if template.rest:
                 node.rest = leaf
             else:
@@ -115,7 +116,7 @@ class RuleIndex:
 
     def freeze(self) -> None:
         """Order every cell and narrow the large ones. Nothing may be added afterwards."""
-        for _, leaf in self.leaves:
+        for leaf in self.leaves:
             for cells in (leaf.subjects, leaf.tokens or {}):
                 for subject, cell in cells.items():
                     if isinstance(cell, list) and len(cell) > 1:
