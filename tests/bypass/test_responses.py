@@ -8,6 +8,7 @@ connection is not used again.
 from __future__ import annotations
 
 from collections.abc import Callable
+import threading
 from dataclasses import dataclass
 
 import pytest
@@ -15,8 +16,9 @@ import pytest
 from tests.harness.cases import innocent
 from tests.harness.client import RawClient, get, segments
 from tests.harness.mesh import Mesh
+from tests.harness.proxy import Proxy
 from tests.harness.strict import Truncated, Violation
-from tests.harness.upstream import Exchange, Script, raw
+from tests.harness.upstream import Exchange, raw
 
 STOLEN = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nX-Seen-Target: /stolen\r\n\r\nSTOLEN"
 
@@ -172,21 +174,21 @@ def _serves_on(client: RawClient) -> None:
     assert answer.get("x-seen-target") == "/same-connection", answer
 
 
-def _late(data: bytes) -> Script:
-    """Answers properly; the garbage comes on the idle connection afterwards."""
-
-    async def script(exchange: Exchange) -> None:
-        await exchange.read()
-        await exchange.answer(200, b"ok")
-        await exchange.send(data)
-
-    return script
-
-
-def test_late_garbage_is_nobodys_answer(engine: str, dial: Callable[..., RawClient], mesh: Mesh) -> None:
+def test_late_garbage_is_nobodys_answer(engine: str, arena: Proxy, dial: Callable[..., RawClient], mesh: Mesh) -> None:
+    """Garbage on an idle pooled connection: once it has arrived (a turn of the proxy's loop later) the connection is not used again."""
     for _ in range(10):
-        with mesh.upstream.on("/late", _late(STOLEN)), dial(engine) as client:
+        sent = threading.Event()
+
+        async def late(exchange: Exchange) -> None:
+            await exchange.read()
+            await exchange.answer(200, b"ok")
+            await exchange.send(STOLEN)
+            sent.set()  # noqa: B023
+
+        with mesh.upstream.on("/late", late), dial(engine) as client:
             assert client.request(get("/late")).body == b"ok"
+            assert sent.wait(5)
+            arena.admin("/readyz")
             for path in ("/x", "/y"):
                 assert client.request(get(path)).get("x-seen-target") == path
             innocent(lambda: dial(engine), mesh.upstream)

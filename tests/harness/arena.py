@@ -28,7 +28,7 @@ def arena_config(mesh: Mesh, directory: Path) -> dict[str, Any]:
         }
         listeners[f"dropping-{engine}"] = {"tls": "mutual", "to": "app", "engine": engine, "underscores": "drop", "strip_headers": ["x-user-id"]}
         listeners[f"trailers-{engine}"] = {
-            "tls": "mutual", "engine": engine, "routes": [{"id": "kept", "paths": ["/**"], "to": "app", "trailers": "keep"}],
+            "tls": "mutual", "engine": engine, "strip_headers": ["x-user-id"], "routes": [{"id": f"kept-{engine}", "paths": ["/**"], "to": "app", "trailers": "keep"}],
         }
         listeners[f"patient-{engine}"] = {"tls": "mutual", "to": "patient", "engine": engine}
     return {
