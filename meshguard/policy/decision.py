@@ -285,5 +285,5 @@ def _shadow_results(candidates: Sequence[Candidate], *, allow: bool) -> tuple[Sh
     if not candidates:
         return ()
     effect = "would_allow" if allow else "would_deny"
-    ids = dict.fromkeys(rule.id for rule, _, _ in candidates if rule.allow is allow)
+    ids = dict.fromkeys(rule.id for rule, _, _ in sorted(candidates, key=_order) if rule.allow is allow)
     return tuple(ShadowResult(rule_id, effect) for rule_id in list(ids)[:MAX_SHADOW])
