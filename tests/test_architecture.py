@@ -23,6 +23,7 @@ FLOORS = (
     ("net", "keys", "sources", "storage", "telemetry", "guard"),
     ("pipeline",),
     ("control", "adapters"),
+    ("demo",),
     ("cli",),
 )
 """From the ground up. A module imports from its own package, from floors below, and from nothing beside it but what BESIDE lists."""
