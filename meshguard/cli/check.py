@@ -185,7 +185,7 @@ def _check_policies(
 
     try:
         report.covered |= {path.resolve() for path in find_documents(item for item in paths if isinstance(item, Path))}
-        loaded = load_policy(paths, keysets=keysets, environment=environment)
+        loaded = load_policy([_near(item) if isinstance(item, Path) else item for item in paths], keysets=keysets, environment=environment)
     except DocumentError as exc:
         report.problems.extend(exc.problems)
         return
@@ -194,6 +194,14 @@ def _check_policies(
     report.notes.extend(
         Note(warning.file, f"{warning.path}: worth a look, not {warning.expected}", warning.line) for warning in loaded.warnings
     )
+
+
+def _near(path: Path) -> Path:
+    """Relative to the working directory where it is below: what people and annotations of a repository call it."""
+    try:
+        return path.relative_to(Path.cwd().resolve())
+    except ValueError:
+        return path
 
 
 def _as_json(report: Report, *, effective: bool) -> dict[str, Any]:

@@ -105,6 +105,14 @@ def test_a_directory_is_searched_and_its_policies_are_checked_once(project: Path
     assert [document["kind"] for document in check("--json", project).json()["documents"]] == ["config", "policy"]
 
 
+def test_files_below_the_working_directory_are_called_as_in_the_repository(
+    project: Path, check: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "policy.yaml").write_text("rules: [{id: a}]\n")
+    monkeypatch.chdir(project)
+    assert check("--format", "github", "meshguard.yaml").out.startswith("::error file=policy.yaml,line=1,")
+
+
 def test_a_keyset_that_is_not_configured_is_told(project: Path, check: Any) -> None:
     field = "fields:\n  - {id: card, paths: [/orders/*], on: response, select: $.card, seal: orders-pi, readers: {billing: open}}\n"
     (project / "policy.yaml").write_text(POLICY + field)
