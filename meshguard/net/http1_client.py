@@ -115,9 +115,8 @@ class UpstreamConnection:
                             exchange.response_whole(event, body)
                             return
                     exchange.response_head(event)
-                    if event.status >= 200:
-                        if event.length == NO_BODY and self._exchange is exchange:
-                            exchange.response_end(b"")
+                    if event.status >= 200 and event.length == NO_BODY and self._exchange is exchange:
+                        exchange.response_end(b"")
                 else:
                     exchange.response_end(event.trailers)  # type: ignore[union-attr]  # the third kind of event
                 if self._exchange is not exchange:

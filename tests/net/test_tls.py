@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -20,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from meshguard.identity.trust import TrustStore
 from meshguard.model.errors import IdentityError
 from meshguard.net import tls
-from meshguard.net.tls import build_client_context, build_server_context, peer_chain, peer_leaf
+from meshguard.net.tls import build_client_context, build_server_context, peer_chain, peer_leaf, worn_out
 from tests.identity.pki import Ca, Issued, key, name
 
 # OpenSSL reads the clock itself: these certificates are valid now.
@@ -294,6 +295,20 @@ def test_session_id_resumption_of_tls_1_2_shows_the_chain_to_verify_again() -> N
             TrustStore({"shop.example": [bundle]}, crls).verify(peer_chain(second.server), now)
     # A rotation makes a new context, which knows no old session.
     assert not Pair(server_context(), client, session=first.client.session).run().server.session_reused
+
+
+@pytest.mark.parametrize(("version", "expected"), [(ssl.TLSVersion.TLSv1_2, True), (ssl.TLSVersion.TLSv1_3, False)])
+def test_sessions_in_memory_are_counted(version: ssl.TLSVersion, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tls, "MAX_SESSIONS", 5)
+    server, client = server_context(), client_context()
+    client.maximum_version = version
+    for _ in range(5):
+        assert not worn_out(server)
+        pair = Pair(server, client).run()
+        for side in (pair.client, pair.server, pair.client):
+            with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLZeroReturnError):
+                side.unwrap()
+    assert worn_out(server) is expected
 
 
 # --- towards upstreams ---

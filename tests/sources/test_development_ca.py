@@ -220,18 +220,30 @@ async def test_source_renews_at_half_life(tmp_path: Path) -> None:
 
 async def test_source_follows_federation_and_reports_damage(tmp_path: Path) -> None:
     problems: list[MeshguardError] = []
-    source = DevelopmentSource(tmp_path / "identity", "shop.example", "/web", report=problems.append)
+    told = asyncio.Event()
+
+    def report(problem: MeshguardError) -> None:
+        problems.append(problem)
+        told.set()
+
+    source = DevelopmentSource(tmp_path / "identity", "shop.example", "/web", report=report)
     updates = source.updates()
     first = await first_update(updates, 10)
     assert set(first.bundles) == {"shop.example"}
     pending = asyncio.ensure_future(anext(updates))
     folder = tmp_path / "identity" / "bundles"
-    await asyncio.sleep(0.3)  # the watch begins with the second value
     folder.mkdir()
     (folder / "partner.example.pem").write_bytes(Ca("partner.example").pem)
     second: IdentityUpdate = await asyncio.wait_for(pending, 10)
     assert set(second.bundles) == {"shop.example", "partner.example"}
     assert not problems
+    pending = asyncio.ensure_future(anext(updates))
+    (folder / "partner.example.pem").write_bytes(b"junk")
+    async with asyncio.timeout(10):
+        await told.wait()
+    assert "partner.example.pem" in str(problems[0])
+    (folder / "partner.example.pem").unlink()
+    assert set((await asyncio.wait_for(pending, 10)).bundles) == {"shop.example"}
     await updates.aclose()
 
 

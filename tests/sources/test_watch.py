@@ -185,16 +185,14 @@ async def test_neighbours_are_not_told(tmp_path: Path) -> None:
 
 
 async def test_its_thread_ends_with_it(tmp_path: Path) -> None:
-    def threads() -> list[threading.Thread]:
-        return [thread for thread in threading.enumerate() if thread.name == "meshguard-watch"]
+    def threads() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread.name == "meshguard-watch"}
 
-    before = len(threads())
+    before = threads()
     async with watching(tmp_path / "x"):
-        assert len(threads()) == before + 1
-        mine = threads()
-    for thread in mine[before:]:
-        await asyncio.to_thread(thread.join, 5)
-    assert len(threads()) == before
+        (mine,) = threads() - before
+    await asyncio.to_thread(mine.join, 5)
+    assert not mine.is_alive()
 
 
 def test_an_abandoned_watcher_lets_the_process_end(tmp_path: Path) -> None:
