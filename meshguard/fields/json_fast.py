@@ -1,8 +1,8 @@
 """The fast way to the protected values: a C parser validates and measures, this module only adds up lengths.
 
-`msgspec` reads an object as names with their raw values (`dict[str, Raw]`), and an array as raw elements, validating all of it, in a fifth of
-the time that `orjson` takes to load and dump the document; it makes Python objects for the members of *this* container only. Containers in
-which no selector is alive are never entered. Why the spans are exact:
+`msgspec` reads an object as names with their raw values (`dict[str, Raw]`), and an array as raw elements, validating all of it, in
+a fifth of the time that `orjson` takes to load and dump the document; it makes Python objects for the members of *this* container
+only. Containers in which no selector is alive are never entered. Why the spans are exact:
 
 - What `Raw` accepts is valid JSON without lone surrogates; that the whole is UTF-8 and at most MAX_DEPTH deep is checked here.
 - Members are walked from the first one: separators by expression, values by the length of their raw text, which must stand there

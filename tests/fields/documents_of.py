@@ -53,7 +53,8 @@ documents = st.builds(lambda before, value, after: (before + value + after).enco
 """Valid documents but for duplicate names, which are frequent."""
 
 selectors = st.lists(
-    st.sampled_from(["$.a", "$.card", "$.a.b", "$..card", "$..ssn", "$.*", "$[*]", "$[0]", "$[*].card", "$.a[*].b", "$.a.*.card", "$.b[1]", "$['x y']",
+    st.sampled_from(["$.a", "$.card", "$.a.b", "$..card", "$..ssn", "$.*", "$[*]", "$[0]", "$[*].card", "$.a[*].b", "$.a.*.card", "$.b[1]",
+                     "$['x y']",
                      "$['']", "$..['\\\\']", "$[*][*]", "$.card.card", "$['é']..a", "$.a[0].b[*].ssn", "$['q\"q'].a"]),
     min_size=1, max_size=4, unique=True,
 )  # fmt: skip

@@ -29,17 +29,26 @@ def found(body: bytes, *texts: str) -> list[bytes]:
 
 
 VALID = [
-    b"0", b"-0", b"1.0", b"1e400", b"-1.5E-7", b"1E+2", b'""', b"null", b" true\n", b"[]", b"{}", b"[ ]", b"{ }", b'{"":""}', b"[[],{},[{}]]",
-    b'"\\u0000\\"\\\\\\/\\b\\f\\n\\r\\t"', b'"\\ud83d\\ude00"', b'"\\uD800\\uDC00x"', "\"é\U0001f600\u2028\"".encode(), b'"\x7f"', b'"\\\\ud800"',
-    b"12345678901234567890123456789012345678901234567890", b'{"x":1,"y":2}', b"[" * MAX_DEPTH + b"]" * MAX_DEPTH, b'{"a":[1,"b",{"c":null}]}',
+    b"0", b"-0", b"1.0", b"1e400", b"-1.5E-7", b"1E+2", b'""', b"null", b" true\n", b"[]", b"{}", b"[ ]", b"{ }", b'{"":""}',
+    b"[[],{},[{}]]",
+    b'"\\u0000\\"\\\\\\/\\b\\f\\n\\r\\t"', b'"\\ud83d\\ude00"', b'"\\uD800\\uDC00x"', "\"é\U0001f600\u2028\"".encode(), b'"\x7f"',
+    b'"\\\\ud800"',
+    b"12345678901234567890123456789012345678901234567890", b'{"x":1,"y":2}', b"[" * MAX_DEPTH + b"]" * MAX_DEPTH,
+    b'{"a":[1,"b",{"c":null}]}',
 ]  # fmt: skip
 INVALID = [
-    b"", b" ", b"nul", b"True", b"NaN", b"Infinity", b"-Infinity", b"[NaN]", b"01", b"-", b"+1", b".5", b"1.", b"1e", b"1e+", b"0x10", b"1_0", b"--1",
-    b"'a'", b"{a:1}", b"{'a':1}", b'{"a"}', b'{"a":}', b'{"a":1,}', b'{,"a":1}', b"[1,]", b"[,1]", b"[1 2]", b'{"a":1 "b":2}', b'{"a" 1}', b"[1}", b'{"a":1]',
-    b"[", b"{", b'{"a":1', b"[1", b'"a', b'"\\"', b'"\\x"', b'"\\u12"', b'"\\u123g"', b'"\\U0041"', b'"\n"', b'"\x00"', b'"\x1f"', b"\x00", b"1\x00",
-    b"{}{}", b"{} x", b"[]]", b"1 1", b"\xef\xbb\xbf{}", '{"a":1}'.encode("utf-16"), '{"a":1}'.encode("utf-16-le"), b'"\xff"', b'"\xc0\xaf"', b'"\xed\xa0\x80"',
-    b'"\xf4\x90\x80\x80"', b'"\xc3"', b'"\\ud800"', b'"\\udc00"', b'"\\ud800\\ud800"', b'"\\ud800x\\udc00"', b'"\\udc00\\ud800"', b'["\\ud800","\\udc00"]',
-    b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1), b'{"a":' * 65 + b"1" + b"}" * 65, b"/*x*/1", b"1//x", b"[1,\xa02]", b"\x0b1", b"\x0c1", b"1\x85",
+    b"", b" ", b"nul", b"True", b"NaN", b"Infinity", b"-Infinity", b"[NaN]", b"01", b"-", b"+1", b".5", b"1.", b"1e", b"1e+", b"0x10",
+    b"1_0", b"--1",
+    b"'a'", b"{a:1}", b"{'a':1}", b'{"a"}', b'{"a":}', b'{"a":1,}', b'{,"a":1}', b"[1,]", b"[,1]", b"[1 2]", b'{"a":1 "b":2}',
+    b'{"a" 1}', b"[1}", b'{"a":1]',
+    b"[", b"{", b'{"a":1', b"[1", b'"a', b'"\\"', b'"\\x"', b'"\\u12"', b'"\\u123g"', b'"\\U0041"', b'"\n"', b'"\x00"', b'"\x1f"',
+    b"\x00", b"1\x00",
+    b"{}{}", b"{} x", b"[]]", b"1 1", b"\xef\xbb\xbf{}", '{"a":1}'.encode("utf-16"), '{"a":1}'.encode("utf-16-le"), b'"\xff"',
+    b'"\xc0\xaf"', b'"\xed\xa0\x80"',
+    b'"\xf4\x90\x80\x80"', b'"\xc3"', b'"\\ud800"', b'"\\udc00"', b'"\\ud800\\ud800"', b'"\\ud800x\\udc00"', b'"\\udc00\\ud800"',
+    b'["\\ud800","\\udc00"]',
+    b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1), b'{"a":' * 65 + b"1" + b"}" * 65, b"/*x*/1", b"1//x", b"[1,\xa02]", b"\x0b1",
+    b"\x0c1", b"1\x85",
     b"[" * 100_000, b'{"a":' * 100_000, b"undefined", b"[1,,2]", b'{"a":1,"b"}', b'{"a"::1}', b'{1:2}', b'{null:1}', b'{"a":1};',
 ]  # fmt: skip
 
@@ -218,8 +227,8 @@ def _strict_loads(text: bytes) -> Any:
 def test_selected_values_are_those_of_an_independent_parser(body: bytes, texts: list[str]) -> None:
     try:
         spans = scan(body, matcher_of(*texts))
-    except JsonError as exc:
-        assert "same name" in str(exc)
+    except JsonError:  # a name twice: the documents are valid otherwise, as the next line holds
+        validate(body)
         return
     expected = _select(_strict_loads(body), parse_selector(texts[0]).steps)
     assert sorted(repr(_strict_loads(body[start:end])) for _, _, start, end in spans) == sorted(map(repr, expected))
