@@ -38,6 +38,9 @@ _next = re.compile(rb"[ \t\n\r]*+([,\]}])").match
 
 _OBJECT, _ARRAY, _COMMA, _END_ARRAY, _END_OBJECT = b"{[,]}"
 
+FEW_OPENINGS = 8192
+"""Octets up to which it pays to look first if there are brackets enough for a deep document at all."""
+
 # Keeps the outline: containers (all of one kind), quotes, backslashes.
 _OUTLINE = bytes.maketrans(b"[]", b"{}")
 _NOT_OUTLINE = bytes(octet for octet in range(256) if octet not in b'{}[]"')
@@ -73,7 +76,7 @@ def try_scan(body: bytes, matcher: Matcher) -> list[Span] | None:
 
 def shallow(body: bytes) -> bool:
     """True when a *valid* document has at most MAX_DEPTH containers in one another. Strings are left out exactly."""
-    if len(body) <= 2 * MAX_DEPTH or len(body.translate(None, _NOT_OPENING)) <= MAX_DEPTH:
+    if len(body) <= 2 * MAX_DEPTH or (len(body) <= FEW_OPENINGS and len(body.translate(None, _NOT_OPENING)) <= MAX_DEPTH):
         return True
     if b"\\" in body:
         body = body.replace(b"\\\\", b"").replace(b'\\"', b"")

@@ -58,7 +58,8 @@ def test_a_value_moved_to_another_field_of_the_same_document() -> None:
     "header",
     [
         {"alg": "none"}, {"alg": "dir", "enc": "A256GCM", "kid": "orders-pii:1", "f": "card-number", "x": 1},
-        {"alg": "dir", "enc": "A256GCM", "kid": "orders-pii:2", "f": "card-number"}, {"alg": "dir", "enc": "A256GCM", "kid": "../../etc/passwd", "f": "card-number"},
+        {"alg": "dir", "enc": "A256GCM", "kid": "orders-pii:2", "f": "card-number"},
+        {"alg": "dir", "enc": "A256GCM", "kid": "../../etc/passwd", "f": "card-number"},
         {"alg": "dir", "enc": "A256GCM", "jwk": {"kty": "oct", "k": "AAAA"}, "kid": "orders-pii:1", "f": "card-number"},
         {"alg": "dir", "enc": "A256GCM", "jku": "https://evil.example/jwks", "kid": "orders-pii:1", "f": "card-number"},
     ],
