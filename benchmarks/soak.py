@@ -37,7 +37,8 @@ LIFE = 500  # requests after which a connection of the load is replaced, with th
 TAKEN_OVER_S = 5.0
 GROWTH_MB = 3.0
 """Of the resident size, from the end of the first minute (or fifth) to the end: a leak of 100 bytes a request would be ten times that."""
-DESCRIPTORS = 8
+DESCRIPTORS = CONNECTIONS
+"""The pool holds as many upstream connections as requests were ever in flight at once; five minutes renew 240 connections and change 140 things."""
 TASKS = 4
 
 
