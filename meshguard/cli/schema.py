@@ -44,6 +44,29 @@ def schema_of(kind: str) -> dict[str, Any]:
         from meshguard.control.settings.configuration import Configuration
 
         return {"$schema": DIALECT, **Configuration.model_json_schema()}
+    return {"$schema": DIALECT, **_policy_schema()}
+
+
+def _policy_schema() -> dict[str, Any]:
+    from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+    from pydantic_core import core_schema
+
     from meshguard.policy.documents import PolicyDocument
 
-    return {"$schema": DIALECT, **PolicyDocument.model_json_schema()}
+    class AsWritten(GenerateJsonSchema):
+        """The schema of what people write, where a validator takes more than the value it makes: a single value for a list of one,
+        text for a time, a value for a header condition."""
+
+        def is_instance_schema(self, schema: core_schema.IsInstanceSchema) -> JsonSchemaValue:
+            return {"type": "string"}
+
+        def function_before_schema(self, schema: core_schema.BeforeValidatorFunctionSchema) -> JsonSchemaValue:
+            made = super().function_before_schema(schema)
+            name = getattr(schema["function"]["function"], "__name__", "")
+            if name == "_one_or_more" and "items" in made:
+                return {"anyOf": [made["items"], made]}
+            if name == "_header":
+                return {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, made]}
+            return made
+
+    return PolicyDocument.model_json_schema(schema_generator=AsWritten)

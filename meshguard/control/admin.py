@@ -41,6 +41,7 @@ MAX_CONNECTIONS = 32
 MAX_HEAD_BYTES = 8192
 HEAD_S = 5.0
 WRITE_S = 10.0
+CLOSE_S = 1.0
 MAX_DRAIN_WAIT_S = 600.0
 
 _GET = ("GET", "HEAD")
@@ -135,7 +136,7 @@ class AdminServer:
         self._redactor = redactor or Redactor()
         self._now = now
         self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.StreamWriter] = set()
+        self._connections: dict[asyncio.StreamWriter, asyncio.Task[None] | None] = {}
         self._routes: dict[str, tuple[tuple[str, ...], Callable[[h11.Request, str, bool], Awaitable[_Answer]]]] = {
             "/healthz": (_GET, self._healthz),
             "/readyz": (_GET, self._readyz),
@@ -158,6 +159,11 @@ class AdminServer:
         self._server.close()
         for writer in list(self._connections):
             writer.transport.abort()
+        tasks = [task for task in self._connections.values() if task is not None]
+        if tasks:  # they see the end of their connection; one that waits for the drain is ended here
+            _, waiting = await asyncio.wait(tasks, timeout=CLOSE_S)
+            for task in waiting:
+                task.cancel()
         await self._server.wait_closed()
         self._server = None
 
@@ -165,7 +171,7 @@ class AdminServer:
         if len(self._connections) >= MAX_CONNECTIONS:
             writer.transport.abort()
             return
-        self._connections.add(writer)
+        self._connections[writer] = asyncio.current_task()
         try:
             await self._exchange(reader, writer)
         except (TimeoutError, OSError, h11.LocalProtocolError):
@@ -173,7 +179,7 @@ class AdminServer:
         except Exception:  # outermost loop of a connection
             _log.exception("an admin request failed")
         finally:
-            self._connections.discard(writer)
+            del self._connections[writer]
             writer.close()
             # a client that reads nothing must not keep the connection: what is still buffered is dropped then
             asyncio.get_running_loop().call_later(WRITE_S, writer.transport.abort)

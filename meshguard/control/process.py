@@ -58,7 +58,7 @@ class _Process:
         updates: AsyncGenerator[IdentityUpdate, None] | None = source.updates() if source is not None else None
         identity = await first_update(updates, _IDENTITY_S) if updates is not None else None
         telemetry.collect(self._families)
-        admin = AdminServer(Providers(self._status, self._registry.families, self._stop_accepting, self._drained.wait))
+        admin = AdminServer(Providers(self._status, self._registry.families, self._stop_accepting, self._wait_drained))
         self._signals()
         try:
             async with asyncio.TaskGroup() as background:
@@ -72,7 +72,7 @@ class _Process:
                 ]
                 if updates is not None:
                     work.append(background.create_task(self._follow_identity(updates)))
-                if tokens.remote:
+                if tokens.verifier is not None:
                     work.append(background.create_task(tokens.refresh()))
                 log.info("serving", extra={"data": self._summary(configuration)})
                 if ready is not None:
@@ -117,6 +117,9 @@ class _Process:
         async with aclosing(updates):
             async for update in updates:
                 await self._runtime.rotate(update)
+
+    async def _wait_drained(self) -> None:
+        await self._drained.wait()
 
     def _stop_accepting(self) -> None:
         self._stop.set()

@@ -22,13 +22,14 @@ from meshguard.net.channel import HIGH_WATER, Channel
 from meshguard.net.stream import Handler, Stream
 from meshguard.wire.chunked import encode_chunk, encode_last_chunk
 from meshguard.wire.events import EndOfMessage, RequestEngine
-from meshguard.wire.serialise import CHUNKED_LINE, INTERIM_CONTINUE, status_line
+from meshguard.wire.serialise import CHUNKED_LINE, INTERIM_CONTINUE, STATUS_LINES, status_line
 
 __all__ = ["ConnectionLimits", "Http1Connection"]
 
 log = logging.getLogger(__name__)
 
 _LINGER_S = 2.0
+_CLOSE = b"connection: close\r\n"
 
 
 class ConnectionLimits:
@@ -245,6 +246,12 @@ class Http1Connection:
 
     # -- writing (Downstream) -------------------------------------------------------------------------------------------
 
+    def send_whole(self, status: int, block: bytes, body: bytes) -> None:
+        self.channel.write(
+            b"%b%bcontent-length: %d\r\n%b\r\n%b"
+            % (STATUS_LINES.get(status) or status_line(status), block, len(body), _CLOSE if self._close_after else b"", body)
+        )
+
     def send_interim(self, status: int, block: bytes) -> None:
         if self._head is not None and self._head.minor == 1:
             self.channel.write(b"%b%b\r\n" % (status_line(status), block))
@@ -270,7 +277,7 @@ class Http1Connection:
         else:
             self._close_after = True
         if self._close_after:
-            framing += b"connection: close\r\n"
+            framing += _CLOSE
         self._out = b"%b%b%b\r\n" % (status_line(status), block, framing)
 
     def send_data(self, data: bytes) -> None:
@@ -296,7 +303,7 @@ class Http1Connection:
         if reason.closes or head is None or not self._may_drain(head):
             self._close_after = True
         body_out = b"" if head is not None and head.method == b"HEAD" else body
-        connection = b"connection: close\r\n" if self._close_after else b""
+        connection = _CLOSE if self._close_after else b""
         date = formatdate(usegmt=True).encode("ascii")
         self._out = b""
         self.channel.write(

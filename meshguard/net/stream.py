@@ -23,6 +23,9 @@ class Downstream(Protocol):
     request_held: bool
     """The client's body is held back (back-pressure)."""
 
+    def send_whole(self, status: int, block: bytes, body: bytes) -> None:
+        """A complete answer with a body, in one write."""
+
     def send_interim(self, status: int, block: bytes) -> None: ...
 
     def send_continue(self) -> None:
@@ -82,6 +85,9 @@ class Handler(Protocol):
 
 class Answer(Protocol):
     """An exchange as an upstream connection sees it."""
+
+    def response_whole(self, head: ResponseHead, body: bytes) -> None:
+        """Head, data and end in one: what most answers are."""
 
     def response_head(self, head: ResponseHead) -> None: ...
     def response_data(self, data: bytes) -> None: ...

@@ -233,6 +233,24 @@ class Exchange(Call):
 
     # -- the answer -----------------------------------------------------------------------------------------------------
 
+    def response_whole(self, head: ResponseHead, body: bytes) -> None:
+        """The usual answer: all of it at once. The same as head, data and end, in a third of the calls."""
+        plan, door, connection = self.plan, self._door, self._connection
+        if door is None or plan is None or plan.inspects_response or connection is None or not self._request_complete:
+            self.response_head(head)
+            if body:
+                self.response_data(body)
+            self.response_end(b"")
+            return
+        self.answered = monotonic()
+        self.status = head.status
+        self.response_bytes = len(body)
+        self._connection = self._door = None
+        connection.finish(True)
+        door.send_whole(head.status, head.block if plan.response_operations is None else plan.response_operations.apply(head.block), body)
+        self.finish()
+        door.exchange_over(True)
+
     def response_head(self, head: ResponseHead) -> None:
         door = self._door
         if door is None:

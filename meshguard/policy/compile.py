@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from difflib import get_close_matches
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
@@ -18,12 +19,14 @@ from meshguard.policy.conditions import ClaimCondition, Condition, HeaderConditi
 from meshguard.policy.digest import policy_digest
 from meshguard.policy.documents import RESERVED_ROLES, PolicyDocument, RoleDocument, RuleDocument
 from meshguard.policy.index import MAX_CONDITIONAL, Crowd, Leaf, RuleIndex
-from meshguard.policy.paths import folded, parse_template
+from meshguard.policy.paths import Template, folded, parse_template
 from meshguard.policy.principals import PrincipalIndex, PrincipalPattern, parse_principal
 from meshguard.policy.rules import ANYONE, AUTHENTICATED, Role, Rule
 from meshguard.policy.unreachable import unreachable
 
 __all__ = ["compile"]
+
+T = TypeVar("T")
 
 _EVERYWHERE = parse_template("/**")
 
@@ -48,6 +51,9 @@ class _Compiler:
         self._subjects: dict[str, int] = {"anyone": ANYONE, "authenticated": AUTHENTICATED}
         self._patterns: list[tuple[PrincipalPattern, int]] = []
         self._used: set[str] = set()
+        # equal sets and tuples are one object: less memory, and the few there are stay in the CPU's cache
+        self._values: dict[Any, Any] = {}
+        self._templates: list[list[Template]] = []  # by rule order
         self._where: list[tuple[str, str]] = []  # file and path in it, by rule order
 
     def compile(self) -> CompiledPolicy:
@@ -79,7 +85,7 @@ class _Compiler:
             for name, role in document.roles.items():
                 if name in first:
                     expected = f"a role name that is not taken: {name!r} is also in {first[name]}"
-                    self._problems.append(Problem(file, f"roles.{name}", expected))
+                    self._problems.append(Problem(file, _role_path(name), expected))
                     continue
                 first[name] = file
                 self._roles[name] = self._role(name, role)
@@ -137,6 +143,7 @@ class _Compiler:
         conditions += [ClaimCondition(path, values) for path, values in (document.claims or {}).items()]
         if document.times is not None:
             conditions.append(TimeCondition(document.times))
+        self._templates.append(templates)
         methods = None if document.methods is None else frozenset(document.methods)
         if methods is not None and "GET" in methods:
             methods |= {"HEAD"}  # HEAD is GET without the body (RFC 9110 section 9.3.2): whoever may read may ask for the head of it
@@ -145,14 +152,18 @@ class _Compiler:
             id=document.id,
             allow=allow,
             shadow=document.shadow,
-            callers=tuple(callers),
-            subjects=tuple(map(self._subject, callers)),
-            methods=methods,
-            templates=tuple(templates),
-            ports=None if document.ports is None else frozenset(document.ports),
-            hosts=None if document.hosts is None else frozenset(document.hosts),
+            callers=self._shared(tuple(callers)),
+            subjects=self._shared(tuple(map(self._subject, callers))),
+            methods=self._shared(methods),
+            paths=self._shared(tuple([template.text for template in templates])),
+            ports=self._shared(None if document.ports is None else frozenset(document.ports)),
+            hosts=self._shared(None if document.hosts is None else frozenset(document.hosts)),
             conditions=tuple(conditions),
         )
+
+    def _shared(self, value: T) -> T:
+        shared: T = self._values.setdefault(value, value)
+        return shared
 
     def _subject(self, caller: str) -> int:
         subject = self._subjects.get(caller)
@@ -171,7 +182,7 @@ class _Compiler:
             index = index or RuleIndex()
             by_identity = [subject for subject in rule.subjects if subject not in by_subject or _by_identity(by_subject[subject])]
             by_token = [subject for subject in rule.subjects if subject in by_subject and by_subject[subject].claims]
-            for template in rule.templates:
+            for template in self._templates[rule.order]:
                 for variant in (template,) if allow else folded(template):
                     index.add(rule, variant, by_identity, by_token)
         if index is not None:
@@ -187,7 +198,7 @@ class _Compiler:
             if conditional + by_token > MAX_CONDITIONAL:
                 file, path = self._where[(cell.some(1) if isinstance(cell, Crowd) else cell)[0].order]
                 expected = f"at most {MAX_CONDITIONAL} rules with conditions for one caller, path, method and host (join their values)"
-                self._problems.append(Problem(file, path, expected, value=f"{conditional + by_token} rules for {leaf.template.text}"))
+                self._problems.append(Problem(file, path, expected, value=f"{conditional + by_token} rules for {leaf.text}"))
                 return
 
     def _warn(self, rules: Sequence[Rule], denies: RuleIndex | None) -> None:
@@ -197,7 +208,7 @@ class _Compiler:
         for document, file in zip(self._documents, self._files, strict=True):
             for name in document.roles:
                 if name not in self._used:
-                    self._warnings.append(Problem(file, f"roles.{name}", "a role that some rule, field or test names"))
+                    self._warnings.append(Problem(file, _role_path(name), "a role that some rule, field or test names"))
         for rule in rules:
             file, path = self._where[rule.order]
             if rule.allow and not rule.shadow and denies is not None:
@@ -228,3 +239,8 @@ def _words(value: object) -> set[str]:
     if isinstance(value, list | tuple):
         return set().union(*map(_words, value))
     return {value} if isinstance(value, str) else set()
+
+
+def _role_path(name: str) -> str:
+    """The path of a role in its document, as `sources.documents.path_text` writes it."""
+    return f'roles["{name}"]' if "." in name else f"roles.{name}"

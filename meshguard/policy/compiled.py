@@ -16,7 +16,7 @@ __all__ = ["MAX_BINDINGS", "CompiledPolicy"]
 
 MAX_BINDINGS = 4096
 """Bindings kept; the oldest goes first. A binding weighs about 1 KB without its memo."""
-_SAMPLES = 8
+_SAMPLES = 4
 
 
 class CompiledPolicy:

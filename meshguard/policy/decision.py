@@ -111,19 +111,19 @@ class Binding:
         final: Rule | None = None
         at: Leaf | None = None
         for leaf in leaves:
-            subjects = leaf.subjects
-            for subject in subjects if len(subjects) <= len(held) else held:
-                if subject in held:
-                    cell = subjects.get(subject)
-                    if cell is None:
-                        continue
-                    for rule in cell.narrow_to_verdict(method, hosts) if isinstance(cell, Crowd) else cell:
-                        if rule.covers(method, port, hosts):
-                            if rule.plain:
-                                if final is None or rule.order < final.order:
-                                    final, at = rule, leaf
-                                break  # plain rules stand first and by order: the rest of the cell cannot change the verdict
-                            candidates.append((rule, _HELD, leaf))
+            sole = leaf.sole
+            if sole is not None:
+                if sole[0] in held and (sole[1] is None or method in sole[1]) and (final is None or sole[2].order < final.order):
+                    final, at = sole[2], leaf
+                continue
+            for cell in leaf.of(held):
+                for rule in cell.narrow_to_verdict(method, hosts) if isinstance(cell, Crowd) else cell:
+                    if rule.covers(method, port, hosts):
+                        if rule.plain:
+                            if final is None or rule.order < final.order:
+                                final, at = rule, leaf
+                            break  # plain rules stand first and by order: the rest of the cell cannot change the verdict
+                        candidates.append((rule, _HELD, leaf))
             if leaf.tokens is not None:
                 self._by_token(leaf, method, port, hosts, candidates)
         return None if final is None or at is None else (final, _HELD, at)
@@ -131,9 +131,8 @@ class Binding:
     def _every(self, leaves: Sequence[Leaf], method: str, port: int, hosts: Collection[str], candidates: list[Candidate]) -> None:
         """Append every rule that covers the request, plain ones too (shadow rules are reported one by one)."""
         for leaf in leaves:
-            for subject, cell in leaf.subjects.items():
-                if subject in self._held:
-                    candidates += [(rule, _HELD, leaf) for rule in covering(cell, method, port, hosts)]
+            for cell in leaf.of(self._held):
+                candidates += [(rule, _HELD, leaf) for rule in covering(cell, method, port, hosts)]
             if leaf.tokens is not None:
                 self._by_token(leaf, method, port, hosts, candidates)
 
@@ -179,7 +178,7 @@ class Conditional:
         self._shadow = sorted(shadow, key=_order)
         self._request = request
         first = allowed or (self._allows[0] if allows else None)
-        self.template = "" if first is None else first[2].template.text
+        self.template = "" if first is None else first[2].text
         self.needs_claims = any(map(_needs_claims, denies)) or any(map(_needs_claims, allows))
         self.shadow_claims = not self.needs_claims and any(map(_needs_claims, shadow))
 
@@ -238,7 +237,7 @@ class Conditional:
 
 
 def _permit(allowed: Candidate, digest: str, shadow: tuple[ShadowResult, ...], roles: frozenset[str]) -> Permit:
-    return Permit(allowed[0].id, digest, shadow, roles, allowed[2].template.text)
+    return Permit(allowed[0].id, digest, shadow, roles, allowed[2].text)
 
 
 def _with_fold(path: str, readings: tuple[str, ...]) -> tuple[str, ...]:

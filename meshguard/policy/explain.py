@@ -14,7 +14,7 @@ from meshguard.model.principal import Principal
 from meshguard.model.verdicts import Denial, Permit
 from meshguard.policy.compiled import CompiledPolicy
 from meshguard.policy.near_miss import describe
-from meshguard.policy.paths import Template, folded
+from meshguard.policy.paths import Template, folded, parse_template
 from meshguard.policy.question import Question, ask
 from meshguard.policy.rules import ANYONE, AUTHENTICATED, Rule
 from meshguard.policy.trie import Node, insert, walk
@@ -141,11 +141,11 @@ def _is_caller(policy: CompiledPolicy, rule: Rule, principal: Principal | None, 
 def _fits(rule: Rule, question: Question) -> bool:
     if rule.allow:
         if question.path[:1] != "/":
-            return any(template.rest and not template.segments for template in rule.templates)
-        return any(_matches(template, question.path[1:].split("/")) for template in rule.templates)
+            return any(path == "/**" for path in rule.paths)
+        return any(_matches(parse_template(path), question.path[1:].split("/")) for path in rule.paths)
     readings = {question.path.casefold(), *question.readings}
     spelled = [[segment for segment in reading.split("/") if segment] for reading in readings]
-    return any(_matches(variant, segments) for template in rule.templates for variant in folded(template) for segments in spelled)
+    return any(_matches(variant, segments) for path in rule.paths for variant in folded(parse_template(path)) for segments in spelled)
 
 
 def _matches(template: Template, segments: Sequence[str]) -> bool:

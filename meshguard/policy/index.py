@@ -7,7 +7,7 @@ subjects. A leaf where one subject has many rules (methods, hosts) is narrowed b
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from meshguard.policy.paths import Template
 from meshguard.policy.rules import Rule
@@ -75,15 +75,52 @@ class Crowd:
 Cell = list[Rule] | Crowd
 
 
+_NO_CELLS: dict[int, Cell] = {}
+
+
 class Leaf:
-    """Rules filed under one `template`: by `subjects` that identity alone makes, and by roles that a token can give (`tokens`)."""
+    """Rules filed under one template (`text`): by `subjects` that identity alone makes, and by roles that a token can give (`tokens`).
 
-    __slots__ = ("subjects", "template", "tokens")
+    `sole` is the leaf in short where it holds one plain rule of one subject for any port and host, as most leaves of large policies do:
+    (subject, methods, rule). Then a decision touches three objects here instead of eight, which matters when none is in the CPU's cache."""
 
-    def __init__(self, template: Template) -> None:
-        self.template = template
+    __slots__ = ("sole", "subjects", "text", "tokens")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.sole: tuple[int, frozenset[str] | None, Rule] | None = None
         self.subjects: dict[int, Cell] = {}
         self.tokens: dict[int, Cell] | None = None
+
+    def of(self, held: Collection[int]) -> list[Cell]:
+        """The cells of these subjects; costs the smaller of the two sides."""
+        if self.sole is not None:
+            return [[self.sole[2]]] if self.sole[0] in held else []
+        subjects = self.subjects
+        if len(subjects) <= len(held):
+            return [cell for subject, cell in subjects.items() if subject in held]
+        return [subjects[subject] for subject in held if subject in subjects]
+
+    def every(self) -> Iterator[tuple[int, Cell]]:
+        """Each subject with its cell."""
+        if self.sole is not None:
+            yield self.sole[0], [self.sole[2]]
+        yield from self.subjects.items()
+        yield from (self.tokens or {}).items()
+
+    def freeze(self) -> None:
+        """Order every cell, narrow the large ones, shorten the leaf to `sole` where it fits."""
+        for cells in (self.subjects, self.tokens or {}):
+            for subject, cell in cells.items():
+                if isinstance(cell, list) and len(cell) > 1:
+                    ordered = sorted(set(cell), key=lambda rule: (not rule.plain, rule.order))
+                    cells[subject] = Crowd(ordered) if len(ordered) > _CROWD else ordered
+        if self.tokens is None and len(self.subjects) == 1:
+            for subject, cell in self.subjects.items():
+                if isinstance(cell, list) and len(cell) == 1 and cell[0].plain and cell[0].ports is None and cell[0].hosts is None:
+                    self.sole = (subject, cell[0].methods, cell[0])
+            if self.sole is not None:
+                self.subjects = _NO_CELLS
 
 
 class RuleIndex:
@@ -100,7 +137,7 @@ class RuleIndex:
         node = insert(self.root, template.segments)
         leaf = node.rest if template.rest else node.end
         if leaf is None:
-            leaf = Leaf(template)
+            leaf = Leaf(template.text)
             self.leaves.append(leaf)
             if template.rest:
                 node.rest = leaf
@@ -117,11 +154,7 @@ class RuleIndex:
     def freeze(self) -> None:
         """Order every cell and narrow the large ones. Nothing may be added afterwards."""
         for leaf in self.leaves:
-            for cells in (leaf.subjects, leaf.tokens or {}):
-                for subject, cell in cells.items():
-                    if isinstance(cell, list) and len(cell) > 1:
-                        ordered = sorted(set(cell), key=lambda rule: (not rule.plain, rule.order))
-                        cells[subject] = Crowd(ordered) if len(ordered) > _CROWD else ordered
+            leaf.freeze()
 
     def exact(self, path: str) -> list[Leaf]:
         """Leaves whose template fits a canonical path."""

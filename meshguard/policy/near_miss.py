@@ -11,16 +11,15 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from meshguard.model.verdicts import NearMiss
 from meshguard.policy.index import Leaf, RuleIndex, some
-from meshguard.policy.paths import Template
 from meshguard.policy.rules import ANYONE, AUTHENTICATED, Rule
 from meshguard.policy.trie import below, deepest
 
 __all__ = ["MAX_RULES", "describe", "failures", "nearest"]
 
-MAX_RULES = 24
+MAX_RULES = 16
 """Rules looked at for one denial."""
-_PER_CELL = 6
-_NODES = 12
+_PER_CELL = 4
+_NODES = 8
 _RANK = ("principal", "method", "port", "host", "path")
 
 
@@ -52,7 +51,7 @@ def nearest(
         segments = path[1:].split("/", 64)
         for rule in _around(index, filed, held, segments):
             failed = [*failures(rule, method, port, hosts), "path"]
-            score = (len(failed), _RANK.index(failed[0]), -_shared(rule.templates, segments), rule.order)
+            score = (len(failed), _RANK.index(failed[0]), -_shared(rule.paths, segments), rule.order)
             if best is None or score < best:
                 best, chosen = score, (rule, failed)
     if chosen is None:
@@ -86,7 +85,7 @@ def describe(rule: Rule, failed: Iterable[str]) -> str:
         elif condition == "host" and rule.hosts is not None:
             parts.append(f"hosts {_few(sorted(rule.hosts))}")
         elif condition == "path":
-            parts.append(f"paths {_few(template.text for template in rule.templates)}")
+            parts.append(f"paths {_few(rule.paths)}")
     return "; ".join(parts)
 
 
@@ -99,34 +98,31 @@ def _here(leaves: Sequence[Leaf], held: Collection[int]) -> Iterator[tuple[Rule,
     """Rules of this path: the caller's own, then others', at most MAX_RULES."""
     left = MAX_RULES
     for leaf in leaves[:4]:
-        for subject in held if len(held) < len(leaf.subjects) else leaf.subjects:
-            if subject in held and subject in leaf.subjects:
-                for rule in some(leaf.subjects[subject], min(_PER_CELL, left)):
-                    left -= 1
-                    yield rule, True
+        for cell in leaf.of(held):
+            for rule in some(cell, min(_PER_CELL, left)):
+                left -= 1
+                yield rule, True
     for leaf in leaves[:4]:
-        for cells in (leaf.subjects, leaf.tokens or {}):
-            for subject, cell in cells.items():
-                if left <= 0:
-                    return
-                if subject not in held:
-                    for rule in some(cell, min(_PER_CELL, left)):
-                        left -= 1
-                        yield rule, False
+        for subject, cell in leaf.every():
+            if left <= 0:
+                return
+            if subject not in held:
+                for rule in some(cell, min(_PER_CELL, left)):
+                    left -= 1
+                    yield rule, False
 
 
 def _around(index: RuleIndex, filed: Mapping[int, Sequence[Rule]], held: Collection[int], segments: Sequence[str]) -> Iterator[Rule]:
     """Rules of this caller whose path is close, then any of its rules, at most MAX_RULES."""
     left = MAX_RULES
     for leaf in below(deepest(index.root, segments), _NODES):
-        for subject in held if len(held) < len(leaf.subjects) else leaf.subjects:
-            if subject in held and subject in leaf.subjects:
-                for rule in some(leaf.subjects[subject], 2):
-                    if left <= 0:
-                        return
-                    left -= 1
-                    yield rule
-    for subject in sorted(held, reverse=True)[:4]:
+        for cell in leaf.of(held):
+            for rule in some(cell, 2):
+                if left <= 0:
+                    return
+                left -= 1
+                yield rule
+    for subject in sorted(held, reverse=True)[:3]:
         if subject not in (ANYONE, AUTHENTICATED):
             for rule in filed.get(subject, ()):
                 if left <= 0:
@@ -135,13 +131,13 @@ def _around(index: RuleIndex, filed: Mapping[int, Sequence[Rule]], held: Collect
                 yield rule
 
 
-def _shared(templates: Sequence[Template], segments: Sequence[str]) -> int:
-    """Leading segments that the closest of the first templates has in common with the path."""
+def _shared(paths: Sequence[str], segments: Sequence[str]) -> int:
+    """Leading segments that the closest of the first paths has in common with the request's."""
     most = 0
-    for template in templates[:4]:
+    for path in paths[:4]:
         count = 0
-        for expected, segment in zip(template.segments, segments, strict=False):
-            if isinstance(expected, str) and expected != segment:
+        for expected, segment in zip(path[1:].split("/", 64), segments, strict=False):
+            if expected != segment and "{" not in expected and expected != "*":
                 break
             count += 1
         most = max(most, count)

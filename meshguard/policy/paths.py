@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import lru_cache
+from sys import intern
 
 __all__ = ["MAX_SEGMENTS", "MAX_TEMPLATE", "Parameter", "Template", "folded", "parse_template"]
 
@@ -28,6 +29,7 @@ MAX_SEGMENTS = 64
 """Segments of a template: bounds the depth of the trie."""
 
 _LITERAL = re.compile(r"(?:[A-Za-z0-9._~!$&'()+,=:@-]|%[0-9A-F]{2})*\Z")
+_PLAIN = re.compile(r"[A-Za-z0-9._~!$&'()+,=:@-]*\Z")
 _ENCODED = re.compile(r"%([0-9A-Fa-f]{2})")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\Z")
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
@@ -43,6 +45,9 @@ class Parameter:
         self.prefix = prefix
         self.suffix = suffix
         self.name = name
+
+
+_ANY = Parameter("", "")
 
 
 class Template:
@@ -81,9 +86,8 @@ def parse_template(text: str) -> Template:
     if len(parts) > MAX_SEGMENTS:
         raise ValueError(f"at most {MAX_SEGMENTS} segments")
     names: set[str] = set()
-    segments = tuple(_segment(part, names) for part in parts)
-    spelled = [_spell(segment) for segment in segments] + (["**"] if rest else [])
-    return Template("/" + "/".join(spelled), segments, rest)
+    segments = tuple([_segment(part, names) for part in parts])
+    return Template(_joined(segments, rest), segments, rest)
 
 
 def folded(template: Template) -> list[Template]:
@@ -92,15 +96,15 @@ def folded(template: Template) -> list[Template]:
     segments = template.segments
     if segments and segments[-1] == "":
         segments = segments[:-1]
-    variants = [tuple(_map(segment, str.casefold) for segment in segments)]
+    variants = [tuple([_map(segment, str.casefold) for segment in segments])]
     if "%" in template.text:
-        variants.append(tuple(_map(segment, _decoded) for segment in segments))
-    return [Template("/" + "/".join(map(_spell, variant)), variant, template.rest) for variant in variants]
+        variants.append(tuple([_map(segment, _decoded) for segment in segments]))
+    return [Template(_joined(variant, template.rest), variant, template.rest) for variant in variants]
 
 
 def _segment(part: str, names: set[str]) -> str | Parameter:
     if part == "*":
-        return Parameter("", "")
+        return _ANY
     if "*" in part:
         raise ValueError("'*' only as a whole segment and '**' only at the end (use {name} for a part of a segment)")
     before, brace, remainder = part.partition("{")
@@ -122,6 +126,8 @@ def _segment(part: str, names: set[str]) -> str | Parameter:
 
 
 def _literal(part: str) -> str:
+    if _PLAIN.match(part) and part not in (".", ".."):  # nearly all
+        return intern(part)  # the same segments come again and again, and the trie compares them
     text = _ENCODED.sub(lambda match: match.group().upper(), part)
     if not text.isascii():
         text = "".join(char if char.isascii() else "".join(f"%{octet:02X}" for octet in _utf8(char)) for char in text)
@@ -153,6 +159,11 @@ def _spell(segment: str | Parameter) -> str:
     if not segment.name:
         return "*"
     return f"{segment.prefix}{{{segment.name}}}{segment.suffix}"
+
+
+def _joined(segments: tuple[str | Parameter, ...], rest: bool) -> str:
+    text = "/" + "/".join([_spell(segment) for segment in segments])
+    return (text if text != "/" else "") + "/**" if rest else text
 
 
 def _map(segment: str | Parameter, change: Callable[[str], str]) -> str | Parameter:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from meshguard.policy.conditions import ClaimCondition, Condition, Facts
-from meshguard.policy.paths import Template
 from meshguard.policy.principals import PrincipalPattern
 
 __all__ = ["ANYONE", "AUTHENTICATED", "Role", "Rule", "host_keys"]
@@ -36,14 +35,15 @@ class Role:
 
 
 class Rule:
-    """`order` is its position in the policy, `callers` the words of its document. None for a dimension means any.
+    """`order` is its position in the policy, `callers` and `paths` are the words of its document (`/**` for any path). None for a
+    dimension means any.
 
     `methods` of an allow rule are exact; those of a deny rule are asked with the method in upper case. `plain` rules have no
     conditions: matching method, path, port, host and caller settles them. Compared by identity."""
 
     __slots__ = (
-        "allow", "callers", "conditions", "hosts", "id", "methods", "needs_claims", "order", "path", "plain", "ports", "shadow", "subjects",
-        "templates",
+        "allow", "callers", "conditions", "hosts", "id", "methods", "needs_claims", "order", "paths", "plain", "ports", "shadow",
+        "subjects",
     )  # fmt: skip
 
     def __init__(
@@ -56,7 +56,7 @@ class Rule:
         callers: tuple[str, ...],
         subjects: tuple[int, ...],
         methods: frozenset[str] | None,
-        templates: tuple[Template, ...],
+        paths: tuple[str, ...],
         ports: frozenset[int] | None,
         hosts: frozenset[str] | None,
         conditions: tuple[Condition, ...],
@@ -68,7 +68,7 @@ class Rule:
         self.callers = callers
         self.subjects = subjects
         self.methods = methods
-        self.templates = templates
+        self.paths = paths
         self.ports = ports
         self.hosts = hosts
         self.conditions = conditions

@@ -7,7 +7,8 @@ patterns alike. A node has only the children it needs: in a policy of 100 000 ru
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import islice
 from typing import Generic, TypeVar
 
 from meshguard.policy.paths import Parameter
@@ -19,14 +20,16 @@ Filed = TypeVar("Filed")
 
 class Node(Generic[Filed]):
     """`end` is what is filed under the segments up to here, `rest` what is filed under `.../**`. `literal` maps the next segment,
-    `wild` is the child for any non-empty segment, `affixed` maps (length of prefix, length of suffix) to the affixes of that shape."""
+    `wild` is the child for any non-empty segment, `affixed` maps (length of prefix, length of suffix) to the affixes of that shape,
+    `literal_only` says that neither of the two is there."""
 
-    __slots__ = ("affixed", "end", "literal", "rest", "wild")
+    __slots__ = ("affixed", "end", "literal", "literal_only", "rest", "wild")
 
     def __init__(self) -> None:
         self.end: Filed | None = None
         self.rest: Filed | None = None
         self.literal: dict[str, Node[Filed]] | None = None
+        self.literal_only = True
         self.wild: Node[Filed] | None = None
         self.affixed: dict[tuple[int, int], dict[tuple[str, str], Node[Filed]]] | None = None
 
@@ -45,10 +48,12 @@ def insert(root: Node[Filed], segments: Sequence[str | Parameter]) -> Node[Filed
         elif not (segment.prefix or segment.suffix):
             if node.wild is None:
                 node.wild = Node()
+                node.literal_only = False
             following = node.wild
         else:
             if node.affixed is None:
                 node.affixed = {}
+                node.literal_only = False
             shape = node.affixed.setdefault((len(segment.prefix), len(segment.suffix)), {})
             following = shape.get((segment.prefix, segment.suffix))
             if following is None:
@@ -71,7 +76,7 @@ def walk(node: Node[Filed], segments: Sequence[str], found: list[Filed], index: 
         index += 1
         literal = node.literal
         following = literal.get(segment) if literal is not None else None
-        if segment:
+        if not node.literal_only and segment:
             if node.affixed is not None:
                 for branch in _affixed(node.affixed, segment):
                     walk(branch, segments, found, index)
@@ -99,24 +104,22 @@ def deepest(root: Node[Filed], segments: Sequence[str]) -> Node[Filed]:
     return node
 
 
-def below(node: Node[Filed], limit: int) -> Iterator[Filed]:
-    """What is filed under `node` and its descendants, nearest first; at most `limit` nodes are looked at."""
+def below(node: Node[Filed], limit: int) -> list[Filed]:
+    """What is filed under `node` and its descendants, nearest first; at most `limit` nodes are looked at (for hints)."""
+    found: list[Filed] = []
     queue = [node]
-    position = 0
-    while position < len(queue):
-        node = queue[position]
-        position += 1
+    for node in queue:  # the queue grows while it is read
         if node.end is not None:
-            yield node.end
+            found.append(node.end)
         if node.rest is not None:
-            yield node.rest
-        children: list[Node[Filed]] = [node.wild] if node.wild is not None else []
-        if node.literal is not None:
-            for child in node.literal.values():
-                if len(children) + len(queue) >= limit:
-                    break
-                children.append(child)
-        queue.extend(children[: max(0, limit - len(queue))])
+            found.append(node.rest)
+        room = limit - len(queue)
+        if room > 0:
+            if node.wild is not None:
+                queue.append(node.wild)
+            if node.literal is not None:
+                queue += islice(node.literal.values(), room)
+    return found
 
 
 def _affixed(affixed: dict[tuple[int, int], dict[tuple[str, str], Node[Filed]]], segment: str) -> list[Node[Filed]]:

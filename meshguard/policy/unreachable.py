@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from meshguard.policy.index import Crowd, Leaf, RuleIndex
-from meshguard.policy.paths import Parameter, Template, folded
+from meshguard.policy.index import Leaf, RuleIndex, some
+from meshguard.policy.paths import Parameter, Template, folded, parse_template
 from meshguard.policy.rules import ANYONE, Rule
 from meshguard.policy.trie import Node, walk
 
@@ -16,8 +16,8 @@ _ANY_VALUE = "\x00"
 def unreachable(rule: Rule, denies: RuleIndex) -> Rule | None:
     """The deny rule that covers every path, method, port and host of the allow rule `rule`, if a single one does for each path."""
     by: Rule | None = None
-    for template in rule.templates:
-        by = _cover(rule, folded(template)[0], denies.root)
+    for path in rule.paths:
+        by = _cover(rule, folded(parse_template(path))[0], denies.root)
         if by is None:
             return None
     return by
@@ -31,10 +31,10 @@ def _cover(rule: Rule, template: Template, root: Node[Leaf]) -> Rule | None:
         segments += [_ANY_VALUE] * 70
     walk(root, segments, leaves)
     for leaf in leaves:
-        cell = leaf.subjects.get(ANYONE, [])
-        for deny in cell.some(8) if isinstance(cell, Crowd) else cell[:8]:
-            if deny.plain and _contains(deny, rule):
-                return deny
+        for cell in leaf.of((ANYONE,)):
+            for deny in some(cell, 8):
+                if deny.plain and _contains(deny, rule):
+                    return deny
     return None
 
 

@@ -45,6 +45,7 @@ MAX_DETAIL = 512
 
 _HANDOVER_BYTES = 64 * 1024  # lines are handed to the sink in pieces of this size: waking its thread costs some 10 us
 _CACHE = 1024  # entries of a cache of JSON fragments; it starts anew when full
+_THREE = tuple(f"{number:03d}" for number in range(1000))  # two look-ups cost a third of formatting six digits
 _NEWLINE = orjson.OPT_APPEND_NEWLINE
 _USER_INFO = re.compile(r"^([^/?#]*//)?[^/?#]*@")
 
@@ -118,7 +119,8 @@ class DecisionLog:
         second = int(when)
         if second != self._second:
             self._second = second
-            self._prefix = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            self._prefix = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
+        micros = int((when - second) * 1e6)
 
         who: dict[str, object] = {"address": peer.client_address, "port": peer.client_port}
         principal = peer.principal
@@ -187,7 +189,7 @@ class DecisionLog:
         line: dict[str, object] = {
             "schema": SCHEMA,
             "id": record.decision_id,
-            "time": f"{self._prefix}.{int((when - second) * 1e6):06d}Z",
+            "time": f"{self._prefix}{_THREE[micros // 1000]}{_THREE[micros % 1000]}Z",
             "who": who,
             "what": what,
             "why": why,

@@ -31,7 +31,9 @@ class Town:
         self.secure = secure
         self.impostor = impostor
 
-    def dial(self, listener: str = "default", who: str | None = "billing", context: ssl.SSLContext | None = None, **options: Any) -> RawClient:
+    def dial(
+        self, listener: str = "default", who: str | None = "billing", context: ssl.SSLContext | None = None, **options: Any
+    ) -> RawClient:
         tls = None if listener.startswith("plain") or listener == "outbound" else context or self.mesh.client(who)
         return RawClient(self.proxy.address(listener), tls, **options)
 
@@ -46,9 +48,15 @@ def _routes(engine: str) -> list[dict[str, Any]]:
         {"id": f"hosted-{engine}", "authorities": ["other.example"], "to": "other"},
         {"id": f"posts-{engine}", "paths": ["/by-method/**"], "methods": ["POST"], "to": "other"},
         {
-            "id": f"changed-{engine}", "paths": ["/changed/**"], "to": "app",
+            "id": f"changed-{engine}",
+            "paths": ["/changed/**"],
+            "to": "app",
             "request_headers": {"set": {"x-set": "by-proxy"}, "append": {"x-app": "by-proxy"}, "remove": ["x-gone"]},
-            "response_headers": {"set": {"x-set": "by-proxy", "strict-transport-security": "max-age=1"}, "append": {"x-app": "by-proxy"}, "remove": ["x-gone", "server"]},
+            "response_headers": {
+                "set": {"x-set": "by-proxy", "strict-transport-security": "max-age=1"},
+                "append": {"x-app": "by-proxy"},
+                "remove": ["x-gone", "server"],
+            },
         },
         {"id": f"trailers-{engine}", "paths": ["/trailers/**"], "to": "app", "trailers": "keep"},
         {"id": f"queued-{engine}", "paths": ["/queued/**"], "to": "queued"},
@@ -75,14 +83,25 @@ def town(mesh: Mesh, other: Upstream, tmp_path_factory: pytest.TempPathFactory) 
     impostor = Upstream(server_context(mesh.ca.service("impostor"), mesh.ca, directory))
     with Collector() as collector, secure, impostor:
         listeners: dict[str, Any] = {
-            e: {"tls": "mutual", "engine": e, "routes": _routes(e), "authorities": ["shop.example", "localhost", "127.0.0.1", "other.example", "lost.example"]} for e in ("default", "reference")
+            e: {
+                "tls": "mutual",
+                "engine": e,
+                "routes": _routes(e),
+                "authorities": ["shop.example", "localhost", "127.0.0.1", "other.example", "lost.example"],
+            }
+            for e in ("default", "reference")
         }
         listeners |= {
             "plain": {"tls": "none", "to": "app"},
             "edge": {"tls": "server", "to": "app"},
-            "outbound": {"tls": "none", "routes": [
-                {"id": "to-orders", "authorities": ["orders"], "to": "orders"}, {"id": "to-impostor", "authorities": ["impostor"], "to": "impostor"}, {"id": "to-plain", "authorities": ["unsafe"], "to": "tls-to-plain"},
-            ]},
+            "outbound": {
+                "tls": "none",
+                "routes": [
+                    {"id": "to-orders", "authorities": ["orders"], "to": "orders"},
+                    {"id": "to-impostor", "authorities": ["impostor"], "to": "impostor"},
+                    {"id": "to-plain", "authorities": ["unsafe"], "to": "tls-to-plain"},
+                ],
+            },
         }
         orders = {"spiffe_id": SHOP + "orders"}
         config = {
@@ -92,7 +111,12 @@ def town(mesh: Mesh, other: Upstream, tmp_path_factory: pytest.TempPathFactory) 
                 "app": {**mesh.endpoints(), "timeouts": {"response_s": 10}},
                 "other": mesh.endpoints(other),
                 "dead": {"endpoints": [f"127.0.0.1:{_dead_port()}"], "ejection": {"consecutive_failures": 0}},
-                "flaky": {"endpoints": [f"127.0.0.1:{_dead_port()}", f"127.0.0.1:{mesh.upstream.port}"], "balance": "round_robin", "ejection": {"consecutive_failures": 0}, "retries": {"attempts": 2, "budget_percent": 100}},
+                "flaky": {
+                    "endpoints": [f"127.0.0.1:{_dead_port()}", f"127.0.0.1:{mesh.upstream.port}"],
+                    "balance": "round_robin",
+                    "ejection": {"consecutive_failures": 0},
+                    "retries": {"attempts": 2, "budget_percent": 100},
+                },
                 "queued": {**mesh.endpoints(), "circuit": {"max_in_flight": 1, "max_connections": 1, "queue": 1, "queue_timeout_s": 1}},
                 "orders": {"endpoints": [f"127.0.0.1:{secure.port}"], "tls": orders},
                 "impostor": {"endpoints": [f"127.0.0.1:{impostor.port}"], "tls": orders},
@@ -109,17 +133,33 @@ def town(mesh: Mesh, other: Upstream, tmp_path_factory: pytest.TempPathFactory) 
                     {"id": "orders", "allow": ["support"], "methods": ["GET"], "paths": ["/orders/{id}"]},
                     {"id": "shadow-deny", "deny": ["billing"], "paths": ["/shadowed/**"], "shadow": True},
                     {"id": "shadow-allow", "allow": ["billing"], "paths": ["/orders/{id}"], "shadow": True},
-                    {"id": "billing-open", "allow": ["billing"], "paths": [p for p in _OPEN]},
+                    {"id": "billing-open", "allow": ["billing"], "paths": list(_OPEN)},
                     {"id": "admin-who", "allow": [SHOP + "admin"], "paths": ["/who/**"]},
                     {"id": "local", "allow": "anyone", "paths": ["/local/**", "/orders-out/**"]},
                 ],
             }
         }
-        with Proxy(directory, config, policies=policies) as proxy:
+        with Proxy(directory, config, policies=policies, environment={"OTEL_METRIC_EXPORT_INTERVAL": "1000"}) as proxy:
             yield Town(proxy, mesh, collector, secure, impostor)
 
 
-_OPEN = ["/", "/open", "/open/**", "/dead/**", "/flaky/**", "/tight/**", "/who/**", "/beta/**", "/by-method/**", "/changed/**", "/trailers/**", "/queued/**", "/shadowed/**", "/stream/**", "/innocent/**"]
+_OPEN = [
+    "/",
+    "/open",
+    "/open/**",
+    "/dead/**",
+    "/flaky/**",
+    "/tight/**",
+    "/who/**",
+    "/beta/**",
+    "/by-method/**",
+    "/changed/**",
+    "/trailers/**",
+    "/queued/**",
+    "/shadowed/**",
+    "/stream/**",
+    "/innocent/**",
+]
 
 
 @pytest.fixture

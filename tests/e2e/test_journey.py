@@ -24,8 +24,13 @@ def test_allowed(engine: str, dial: Dial, town: Town) -> None:
 @pytest.mark.parametrize(
     ("path", "who", "host", "status", "code"),
     [
-        ("/admin/x", "billing", "shop.example", 403, "policy_denied"), ("/nowhere", "billing", "shop.example", 403, "no_rule"), ("/orders/7", "billing", "shop.example", 403, "no_rule"), ("/open/x", "support-1", "shop.example", 403, "no_rule"),
-        ("/open/x", "billing", "unknown.example", 421, "misdirected"), ("/open/x", "billing", "lost.example", 404, "no_route"), ("/open/%2f", "billing", "shop.example", 400, "ambiguous_target"),
+        ("/admin/x", "billing", "shop.example", 403, "policy_denied"),
+        ("/nowhere", "billing", "shop.example", 403, "no_rule"),
+        ("/orders/7", "billing", "shop.example", 403, "no_rule"),
+        ("/open/x", "support-1", "shop.example", 403, "no_rule"),
+        ("/open/x", "billing", "unknown.example", 421, "misdirected"),
+        ("/open/x", "billing", "lost.example", 404, "no_route"),
+        ("/open/%2f", "billing", "shop.example", 400, "ambiguous_target"),
     ],
 )
 def test_refusals_are_problem_details(path: str, who: str, host: str, status: int, code: str, engine: str, dial: Dial, town: Town) -> None:
@@ -41,7 +46,9 @@ def test_refusals_are_problem_details(path: str, who: str, host: str, status: in
         leaks = (answer.head.raw + answer.body).decode().lower()
         for word in ("billing-open", "no-admin", "meshguard.yaml", "traceback", "orders", "spiffe:", "127.0.0.1", "python", "h11"):
             assert word not in leaks, word
-        assert client.request(get("/open/x", host="shop.example")).status == (200 if who == "billing" else 403), "the connection goes on"
+        assert client.request(get("/open/after", host="shop.example")).status == (200 if who == "billing" else 403), (
+            "the connection goes on"
+        )
     assert record["why"]["reason"] == code
     assert record["outcome"]["status"] == status
     assert [s for s in town.upstream.since(mark) if s.target == path] == []
@@ -68,8 +75,14 @@ def test_edge_and_plain_listeners_have_no_identity(dial: Dial, town: Town) -> No
 @pytest.mark.parametrize(
     ("request_bytes", "cluster_is_other"),
     [
-        (get("/open/x"), False), (get("/who/x"), False), (get("/beta/x"), False), (get("/beta/x", fields=["X-Channel: beta"]), True), (get("/beta/x", fields=["X-Channel: alpha", "X-Channel: beta"]), True), (get("/open/x", host="other.example"), True),
-        (get("/by-method/x"), False), (get("/by-method/x", method="POST", body=b""), True),
+        (get("/open/x"), False),
+        (get("/who/x"), False),
+        (get("/beta/x"), False),
+        (get("/beta/x", fields=["X-Channel: beta"]), True),
+        (get("/beta/x", fields=["X-Channel: alpha", "X-Channel: beta"]), True),
+        (get("/open/x", host="other.example"), True),
+        (get("/by-method/x"), False),
+        (get("/by-method/x", method="POST", body=b""), True),
     ],
 )
 def test_routing(request_bytes: bytes, cluster_is_other: bool, engine: str, dial: Dial, town: Town, other: Upstream) -> None:
@@ -96,9 +109,9 @@ def test_statuses_pass(status: int, engine: str, dial: Dial, town: Town) -> None
     async def script(exchange: Exchange) -> None:
         await exchange.read()
         if status in (204, 304):
-            await exchange.send(f"HTTP/1.1 {status} X\r\nETag: \"e\"\r\n\r\n".encode())
+            await exchange.send(f'HTTP/1.1 {status} X\r\nETag: "e"\r\n\r\n'.encode())
         else:
-            await exchange.answer(status, b"upstream says", "ETag: \"e\"")
+            await exchange.answer(status, b"upstream says", 'ETag: "e"')
 
     with town.upstream.on("/open/status", script), dial(engine) as client:
         for _ in range(2):
@@ -123,7 +136,10 @@ def test_bodies_both_ways(how: str, engine: str, dial: Dial) -> None:
     import hashlib
 
     with dial(engine) as client:
-        for data in (get("/open/b", method="POST", body=body), get("/open/b", method="POST", fields=["Transfer-Encoding: chunked"]) + chunked(body[:100], body[100:101], body[101:])):
+        for data in (
+            get("/open/b", method="POST", body=body),
+            get("/open/b", method="POST", fields=["Transfer-Encoding: chunked"]) + chunked(body[:100], body[100:101], body[101:]),
+        ):
             client.send(segments(data, how), expect="POST")
             answer = client.response()
             assert answer.json["body_bytes"] == len(body)
@@ -187,7 +203,9 @@ def _fields(answer_json: dict[str, object]) -> dict[str, list[str]]:
 
 def test_what_the_upstream_is_told(engine: str, dial: Dial, town: Town) -> None:
     with dial(engine) as client:
-        seen = _fields(client.request(get("/open/told", fields=["X-Own: 1", "User-Agent: test", "Cookie: a=b", "Cookie: c=d", "Accept: */*"])).json)
+        seen = _fields(
+            client.request(get("/open/told", fields=["X-Own: 1", "User-Agent: test", "Cookie: a=b", "Cookie: c=d", "Accept: */*"])).json
+        )
     assert seen["host"] == ["shop.example"]
     assert seen["x-own"] == ["1"]
     assert seen["user-agent"] == ["test"]
@@ -228,12 +246,16 @@ def test_header_operations(engine: str, dial: Dial, town: Town) -> None:
 
 def test_trailers_where_the_route_keeps_them(engine: str, dial: Dial, town: Town) -> None:
     answer_bytes = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 7\r\n\r\n"
-    request = get("/trailers/x", method="POST", fields=["TE: trailers", "Trailer: X-Up", "Transfer-Encoding: chunked"]) + chunked(b"ab", trailers=b"X-Up: 9\r\n")
+    request = get("/trailers/x", method="POST", fields=["TE: trailers", "Trailer: X-Up", "Transfer-Encoding: chunked"]) + chunked(
+        b"ab", trailers=b"X-Up: 9\r\n"
+    )
     with town.upstream.on("/trailers/x", raw(answer_bytes)), dial(engine) as client:
         mark = town.upstream.mark()
         client.send(request, expect="POST")
         answer = client.response()
-        assert (answer.body, answer.trailers) == (b"ok", [("X-Sum", "7")]) or [(k.lower(), v) for k, v in answer.trailers] == [("x-sum", "7")]
+        assert (answer.body, answer.trailers) == (b"ok", [("X-Sum", "7")]) or [(k.lower(), v) for k, v in answer.trailers] == [
+            ("x-sum", "7")
+        ]
         assert [(k.lower(), v) for k, v in town.upstream.since(mark)[0].trailers] == [("x-up", "9")]
 
 
@@ -243,6 +265,7 @@ PARENT = "00f067aa0ba902b7"
 
 def test_traceparent(engine: str, dial: Dial) -> None:
     """Same trace, new parent; tracestate passes; an invalid traceparent starts a new trace and drops tracestate."""
+
     def sent(*fields: str) -> tuple[str, list[str]]:
         with dial(engine) as client:
             seen = _fields(client.request(get("/open/trace", fields=fields)).json)
@@ -257,7 +280,15 @@ def test_traceparent(engine: str, dial: Dial) -> None:
     assert ",".join(state).replace(" ", "") == "a=1,b=2"
     value, _ = sent(f"traceparent: cc-{TRACE}-{PARENT}-01-extra")
     assert value.split("-")[1] == TRACE
-    for bad in (f"00-{'0' * 32}-{PARENT}-01", f"00-{TRACE}-{'0' * 16}-01", f"ff-{TRACE}-{PARENT}-01", f"00-{TRACE.upper()}-{PARENT}-01", f"00-{TRACE}-{PARENT}-01-x", "x", f"00-{TRACE}-{PARENT}"):
+    for bad in (
+        f"00-{'0' * 32}-{PARENT}-01",
+        f"00-{TRACE}-{'0' * 16}-01",
+        f"ff-{TRACE}-{PARENT}-01",
+        f"00-{TRACE.upper()}-{PARENT}-01",
+        f"00-{TRACE}-{PARENT}-01-x",
+        "x",
+        f"00-{TRACE}-{PARENT}",
+    ):
         value, state = sent(f"Traceparent: {bad}", "Tracestate: a=1")
         assert value.split("-")[1] != TRACE, bad
         assert state == [], bad
@@ -289,8 +320,12 @@ def test_outbound_checks_the_server(host: str, dial: Dial, town: Town) -> None:
     before = len(town.impostor.requests)
     with dial("outbound") as client:
         answer = client.request(get("/orders-out/secret", host=host))
-        assert answer.problem["code"] == "upstream_tls_failed"
-        assert answer.status == 502
+        # the plain server does not answer the ClientHello at all: a silent one cannot be told from a slow one
+        assert (answer.status, answer.problem["code"]) in (
+            (502, "upstream_tls_failed"),
+            *([(504, "connect_timeout")] if host == "unsafe" else []),
+        )
     town.impostor.settle()
     assert len(town.impostor.requests) == before
     assert not [s for s in town.upstream.since(mark) if "orders-out" in s.target]
+    assert not any(b"orders-out" in c.raw for c in town.upstream.connections[-5:])

@@ -27,8 +27,18 @@ def test_a_record_of_an_allowed_request(engine: str, dial: Dial, town: Town) -> 
     assert record["who"]["principal"] == SHOP + "billing"
     assert (record["who"]["address"], record["who"]["port"]) == local
     assert record["what"] | {"response_bytes": 0} == {
-        "method": "POST", "host": "shop.example", "path": "/open/rec/1", "route": f"only-{engine}", "cluster": "app", "listener": engine, "protocol": "http/1.1", "tls": "TLSv1.3", "port": town.proxy.ports[engine],
-        "request_bytes": 5, "response_bytes": 0, "query_bytes": 5,
+        "method": "POST",
+        "host": "shop.example",
+        "path": "/open/rec/1",
+        "route": f"only-{engine}",
+        "cluster": "app",
+        "listener": engine,
+        "protocol": "http/1.1",
+        "tls": "TLSv1.3",
+        "port": town.proxy.ports[engine],
+        "request_bytes": 5,
+        "response_bytes": 0,
+        "query_bytes": 5,
     }
     assert record["what"]["response_bytes"] > 0
     assert record["why"]["verdict"] == "allow"
@@ -50,7 +60,11 @@ def test_a_record_of_each_denial_names_the_reason(engine: str, dial: Dial, town:
     record = town.proxy.decision(denied.decision_id)
     assert (record["why"]["verdict"], record["why"]["rule"], record["why"]["reason"]) == ("deny", "no-admin", "policy_denied")
     record = town.proxy.decision(missed.decision_id)
-    assert (record["why"]["reason"], record["why"]["near_miss"]["rule"], record["why"]["near_miss"]["condition"]) == ("no_rule", "orders", "principal")
+    assert (record["why"]["reason"], record["why"]["near_miss"]["rule"], record["why"]["near_miss"]["condition"]) == (
+        "no_rule",
+        "orders",
+        "principal",
+    )
     record = town.proxy.decision(lost.decision_id)
     assert record["why"]["verdict"] == "refuse"
     assert record["what"]["path"] == "/open/%2F"
@@ -65,7 +79,9 @@ def test_every_request_is_on_record_exactly_once(engine: str, dial: Dial, town: 
         client.send(b"GET /open/bad HTTP/1.1\nHost: x\r\n\r\n")
         assert client.response().status == 400
     assert statuses.count(200) == 150
-    town.proxy.decision_where(lambda r: r["outcome"]["status"] == 400 and r["what"]["listener"] == engine, "the record of the bad head", mark)
+    town.proxy.decision_where(
+        lambda r: r["outcome"]["status"] == 400 and r["what"]["listener"] == engine, "the record of the bad head", mark
+    )
     mine = [r for r in town.proxy.stdout.items[mark:] if f"/once/{engine}/" in r["what"]["path"]]
     assert len(mine) == 200
     assert len({r["id"] for r in mine}) == 200
@@ -142,8 +158,10 @@ def test_spans(engine: str, dial: Dial, town: Town) -> None:
     """A SERVER and a CLIENT span with the stable semantic conventions; the upstream's parent is the CLIENT span."""
     trace = TRACE[:-2] + ("aa" if engine == "default" else "bb")
     with dial(engine) as client:
-        answer = client.request(get("/open/span?token=" + SECRET, fields=[f"Traceparent: 00-{trace}-b7ad6b7169203331-01", "User-Agent: spanner"]))
-    sent = dict((k.lower(), v) for k, v in answer.json["fields"])["traceparent"].split("-")
+        answer = client.request(
+            get("/open/span?token=" + SECRET, fields=[f"Traceparent: 00-{trace}-b7ad6b7169203331-01", "User-Agent: spanner"])
+        )
+    sent = {k.lower(): v for k, v in answer.json["fields"]}["traceparent"].split("-")
     server = town.collector.wait(lambda s: s.trace_id == trace and s.kind == 2, "of the server side")
     upstream = town.collector.wait(lambda s: s.trace_id == trace and s.kind == 3, "of the client side")
     assert server.parent_id == "b7ad6b7169203331"
@@ -193,26 +211,45 @@ def test_an_unknown_method_is_other(engine: str, dial: Dial, town: Town) -> None
 def test_metrics_arrive_at_the_collector(town: Town) -> None:
     pytest.importorskip("opentelemetry.proto")
     deadline = 20.0
-    town.collector.wait_metrics(lambda: town.collector.metrics or b"http.server" in bytes(town.collector.raw), "OTLP metrics or spans", deadline)
+    town.collector.wait_metrics(
+        lambda: town.collector.metrics or b"http.server" in bytes(town.collector.raw), "OTLP metrics or spans", deadline
+    )
 
 
 def test_a_planted_secret_is_in_no_sink(engine: str, dial: Dial, town: Town) -> None:
-    """In query, headers, cookies, bodies both ways, user info, broken heads, failing upstreams: never in log, record, metric, span, error page."""
+    """In query, headers, cookies, bodies, user info, broken heads, failing upstreams: never in log, record, metric, span, error page."""
     token = f"{SECRET}-{engine}"
 
     async def leaky(exchange: Exchange) -> None:
         await exchange.read()
         await exchange.answer(500, token.encode(), f"Set-Cookie: s={token}", f"X-Debug-Info: {token}")
 
-    carry = [f"Authorization: Bearer {token}", f"Cookie: session={token}", f"X-Api-Key: {token}", f"X-Custom: {token}", f"Referer: https://x/?t={token}"]
+    carry = [
+        f"Authorization: Bearer {token}",
+        f"Cookie: session={token}",
+        f"X-Api-Key: {token}",
+        f"X-Custom: {token}",
+        f"Referer: https://x/?t={token}",
+    ]
     pages = b""
     with town.upstream.on("/open/leaky", leaky):
         for data in (
-            get(f"/open/leaky?card={token}", method="POST", fields=carry, body=token.encode()), get(f"/admin/x?card={token}", method="POST", fields=carry, body=token.encode()), get(f"/dead/x?card={token}", fields=carry),
-            get(f"/open/%2f?card={token}", fields=carry), get("/open/x", fields=[f"X-A : {token}"]), get("/open/x", fields=[f"X_A: {token}"]), get("/open/x", fields=[f"Content-Length: {token}"]), get("/open/x", fields=[f"Transfer-Encoding: {token}"]),
-            get("/open/x", host=f"user:{token}@shop.example"), get("/open/x", fields=[f"Expect: {token}"]), get("/open/x", fields=[f"Traceparent: {token}", f"Tracestate: {token}"]), get("/open/x", fields=[f"X-Forwarded-Client-Cert: URI={token}"]),
-            get("/open/x", method="POST", fields=["Transfer-Encoding: chunked"]) + token.encode() + b"\r\n", f"GET http://u:{token}@shop.example/open/x HTTP/1.1\r\nHost: shop.example\r\n\r\n".encode(),
-            get("/open/x", fields=[f"{token}: x\x01"]), get("/open/x", fields=[f"Connection: {token}"]),
+            get(f"/open/leaky?card={token}", method="POST", fields=carry, body=token.encode()),
+            get(f"/admin/x?card={token}", method="POST", fields=carry, body=token.encode()),
+            get(f"/dead/x?card={token}", fields=carry),
+            get(f"/open/%2f?card={token}", fields=carry),
+            get("/open/x", fields=[f"X-A : {token}"]),
+            get("/open/x", fields=[f"X_A: {token}"]),
+            get("/open/x", fields=[f"Content-Length: {token}"]),
+            get("/open/x", fields=[f"Transfer-Encoding: {token}"]),
+            get("/open/x", host=f"user:{token}@shop.example"),
+            get("/open/x", fields=[f"Expect: {token}"]),
+            get("/open/x", fields=[f"Traceparent: {token}", f"Tracestate: {token}"]),
+            get("/open/x", fields=[f"X-Forwarded-Client-Cert: URI={token}"]),
+            get("/open/x", method="POST", fields=["Transfer-Encoding: chunked"]) + token.encode() + b"\r\n",
+            f"GET http://u:{token}@shop.example/open/x HTTP/1.1\r\nHost: shop.example\r\n\r\n".encode(),
+            get("/open/x", fields=[f"{token}: x\x01"]),
+            get("/open/x", fields=[f"Connection: {token}"]),
         ):
             with dial(engine) as client:
                 answer = client.request(data)
@@ -227,7 +264,13 @@ def test_a_planted_secret_is_in_no_sink(engine: str, dial: Dial, town: Town) -> 
     with dial(engine) as client:
         client.request(get("/open/flush", fields=[f"Traceparent: 00-{trace}-b7ad6b7169203331-01"]))
     town.collector.wait(lambda s: s.trace_id == trace, "after all the others")
-    sinks = {"standard output and error": town.proxy.log_bytes, "spans and metrics": bytes(town.collector.raw), "/metrics": town.proxy.metrics().encode(), "/readyz": town.proxy.admin("/readyz")[1], "error pages": pages}
+    sinks = {
+        "standard output and error": town.proxy.log_bytes,
+        "spans and metrics": bytes(town.collector.raw),
+        "/metrics": town.proxy.metrics().encode(),
+        "/readyz": town.proxy.admin("/readyz")[1],
+        "error pages": pages,
+    }
     for name, data in sinks.items():
         assert token.encode() not in data, f"the secret is in {name}: {_around(data, token.encode())!r}"
 

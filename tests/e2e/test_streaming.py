@@ -13,7 +13,7 @@ from tests.e2e.conftest import Town
 from tests.harness.client import RawClient, chunked, get
 from tests.harness.proxy import eventually
 from tests.harness.strict import Truncated
-from tests.harness.upstream import Exchange
+from tests.harness.upstream import Exchange, raw
 
 Dial = Callable[..., RawClient]
 MIB = 1 << 20
@@ -23,7 +23,9 @@ LARGE = 50 * MIB
 def test_request_chunks_arrive_before_the_last_is_sent(engine: str, dial: Dial, town: Town) -> None:
     with dial(engine) as client:
         client.send(get("/stream/up", method="POST", fields=["Transfer-Encoding: chunked"]), expect="POST")
-        seen = town.upstream.wait(lambda: [s for s in town.upstream.requests if s.target == "/stream/up" and not s.complete], "the head without a body")[-1]
+        seen = town.upstream.wait(
+            lambda: [s for s in town.upstream.requests if s.target == "/stream/up" and not s.complete], "the head without a body"
+        )[-1]
         client.send(b"5\r\nfirst\r\n")
         town.upstream.wait(lambda: bytes(seen.body) == b"first", "the first chunk")
         client.send(b"6\r\nsecond\r\n")
@@ -154,7 +156,9 @@ def test_a_client_that_leaves_ends_the_upstream_exchange(engine: str, dial: Dial
     """Half an upload, and during a download: the upstream is told, the request never looks complete."""
     with dial(engine) as client:
         client.send(get("/stream/leave", method="POST", fields=["Content-Length: 100"]) + b"half")
-        seen = town.upstream.wait(lambda: [s for s in town.upstream.requests if s.target == "/stream/leave" and s.body_bytes == 4], "half a body")[-1]
+        seen = town.upstream.wait(
+            lambda: [s for s in town.upstream.requests if s.target == "/stream/leave" and s.body_bytes == 4], "half a body"
+        )[-1]
     town.upstream.wait(lambda: seen.aborted, "the end")
     assert not seen.complete
     left = threading.Event()
@@ -212,15 +216,16 @@ def test_duplex(engine: str, dial: Dial, town: Town) -> None:
 
 
 def test_truncated_answers_are_visible(engine: str, dial: Dial, town: Town) -> None:
-    from tests.harness.upstream import raw
-
-    for data in (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"):
+    for data in (
+        b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n",
+    ):
         with town.upstream.on("/stream/cut", raw(data, close=True)), dial(engine) as client:
             client.send(get("/stream/cut"), expect="GET")
-            with pytest.raises(Truncated):
-                answer = client.response()
-                assert answer.status == 502
-                raise Truncated("refused whole: as good")
+            try:
+                assert client.response().status == 502
+            except Truncated:
+                continue
 
 
 def test_many_clients_at_once(engine: str, dial: Dial, town: Town) -> None:
@@ -232,9 +237,17 @@ def test_many_clients_at_once(engine: str, dial: Dial, town: Town) -> None:
             with dial(engine, deadline_s=20) as client:
                 for i in range(25):
                     body = f"{number}-{i}".encode() * (i + 1)
-                    data = get(f"/open/many/{number}/{i}", method="POST", body=body) if i % 2 else get(f"/open/many/{number}/{i}", method="POST", fields=["Transfer-Encoding: chunked"]) + chunked(body)
+                    data = (
+                        get(f"/open/many/{number}/{i}", method="POST", body=body)
+                        if i % 2
+                        else get(f"/open/many/{number}/{i}", method="POST", fields=["Transfer-Encoding: chunked"]) + chunked(body)
+                    )
                     answer = client.request(data)
-                    if (answer.status, answer.json["target"], answer.json["sha256"]) != (200, f"/open/many/{number}/{i}", hashlib.sha256(body).hexdigest()):
+                    if (answer.status, answer.json["target"], answer.json["sha256"]) != (
+                        200,
+                        f"/open/many/{number}/{i}",
+                        hashlib.sha256(body).hexdigest(),
+                    ):
                         problems.append(repr(answer))
         except Exception as exc:
             problems.append(repr(exc))

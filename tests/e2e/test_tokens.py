@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import hmac
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 from joserfc import jwt
-from joserfc.jwk import ECKey, OctKey
+from joserfc.jwk import ECKey
 
 from tests.harness.client import RawClient, Response, get
 from tests.harness.mesh import Mesh
@@ -22,7 +23,11 @@ ISSUER, AUDIENCE = "https://issuer.example", "orders-api"
 
 @pytest.fixture(scope="module")
 def keys() -> dict[str, ECKey]:
-    return {"good": ECKey.generate_key("P-256", {"kid": "k1", "use": "sig", "alg": "ES256"}), "second": ECKey.generate_key("P-256", {"kid": "k2"}), "foreign": ECKey.generate_key("P-256", {"kid": "k1"})}
+    return {
+        "good": ECKey.generate_key("P-256", {"kid": "k1", "use": "sig", "alg": "ES256"}),
+        "second": ECKey.generate_key("P-256", {"kid": "k2"}),
+        "foreign": ECKey.generate_key("P-256", {"kid": "k1"}),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +44,9 @@ def proxy(mesh: Mesh, keys: dict[str, ECKey], tmp_path_factory: pytest.TempPathF
         "p.yaml": {
             "roles": {"staff": {"jwt": {"groups": ["staff"]}}},
             "rules": [
-                {"id": "staff", "allow": ["staff"], "paths": ["/staff/**"]}, {"id": "tenant", "allow": "authenticated", "paths": ["/tenant/**"], "claims": {"tenant": ["acme"]}}, {"id": "open", "allow": "anyone", "paths": ["/open/**", "/innocent/**"]},
+                {"id": "staff", "allow": ["staff"], "paths": ["/staff/**"]},
+                {"id": "tenant", "allow": "authenticated", "paths": ["/tenant/**"], "claims": {"tenant": ["acme"]}},
+                {"id": "open", "allow": "anyone", "paths": ["/open/**", "/innocent/**"]},
                 {"id": "no-interns", "deny": "anyone", "paths": ["/staff/vault/**"], "claims": {"level": ["intern"]}},
             ],
         }
@@ -49,7 +56,15 @@ def proxy(mesh: Mesh, keys: dict[str, ECKey], tmp_path_factory: pytest.TempPathF
 
 
 def _token(key: ECKey, *, header: dict[str, Any] | None = None, drop: tuple[str, ...] = (), **claims: Any) -> str:
-    body = {"iss": ISSUER, "aud": AUDIENCE, "sub": "alice", "exp": int(time.time()) + 300, "iat": int(time.time()), "groups": ["staff"], **claims}
+    body = {
+        "iss": ISSUER,
+        "aud": AUDIENCE,
+        "sub": "alice",
+        "exp": int(time.time()) + 300,
+        "iat": int(time.time()),
+        "groups": ["staff"],
+        **claims,
+    }
     for name in drop:
         body.pop(name)
     return jwt.encode({"alg": "ES256", "kid": "k1", **(header or {})}, body, key)
@@ -89,8 +104,34 @@ def test_without_a_token(engine: str, proxy: Proxy, mesh: Mesh) -> None:
 
 
 BAD = [
-    "expired", "no-exp", "not-yet", "other-issuer", "no-issuer", "other-audience", "no-audience", "foreign-key", "unknown-kid", "alg-none", "alg-none-case", "hs256-with-public-key", "tampered", "no-signature", "garbage", "empty", "two-dots", "five-parts", "exp-string", "exp-bool",
-    "embedded-jwk", "jku", "crit", "audience-number", "duplicate-header", "basic", "trailing", "padding",
+    "expired",
+    "no-exp",
+    "not-yet",
+    "other-issuer",
+    "no-issuer",
+    "other-audience",
+    "no-audience",
+    "foreign-key",
+    "unknown-kid",
+    "alg-none",
+    "alg-none-case",
+    "hs256-with-public-key",
+    "tampered",
+    "no-signature",
+    "garbage",
+    "empty",
+    "two-dots",
+    "five-parts",
+    "exp-string",
+    "exp-bool",
+    "embedded-jwk",
+    "jku",
+    "crit",
+    "audience-number",
+    "duplicate-header",
+    "basic",
+    "trailing",
+    "padding",
 ]
 
 
@@ -100,14 +141,36 @@ def test_broken_tokens(kind: str, engine: str, proxy: Proxy, mesh: Mesh, keys: d
     whole = _token(good)
     head, body, signature = whole.split(".")
     forged = _b64(orjson.dumps({**orjson.loads(base64.urlsafe_b64decode(body + "==")), "groups": ["staff", "root"]}))
-    none_head = _b64(b'{"alg":"none","kid":"k1"}')
+    none_head, odd_head = _b64(b'{"alg":"none","kid":"k1"}'), _b64(b'{"alg":"NoNe","kid":"k1"}')
     fields = {
-        "expired": [_token(good, exp=int(time.time()) - 120)], "no-exp": [_token(good, drop=("exp",))], "not-yet": [_token(good, nbf=int(time.time()) + 600)], "other-issuer": [_token(good, iss="https://evil.example")], "no-issuer": [_token(good, drop=("iss",))],
-        "other-audience": [_token(good, aud="else")], "no-audience": [_token(good, drop=("aud",))], "foreign-key": [_token(keys["foreign"])], "unknown-kid": [_token(good, header={"kid": "k9"})], "alg-none": [f"{none_head}.{body}."],
-        "alg-none-case": [f"{_b64(b'{' + bytes([34]) + b'alg' + bytes([34]) + b':' + bytes([34]) + b'NoNe' + bytes([34]) + b'}')}.{body}."], "hs256-with-public-key": [jwt.encode({"alg": "HS256", "kid": "k1"}, orjson.loads(base64.urlsafe_b64decode(body + "==")), OctKey.import_key(good.as_pem(private=False)), algorithms=["HS256"])],
-        "tampered": [f"{head}.{forged}.{signature}"], "no-signature": [f"{head}.{body}."], "garbage": ["x"], "empty": [""], "two-dots": [".."], "five-parts": [f"{whole}.a.b"], "exp-string": [_token_raw(good, exp="9999999999")], "exp-bool": [_token_raw(good, exp=True)],
-        "embedded-jwk": [_token(keys["foreign"], header={"jwk": keys["foreign"].as_dict(private=False)})], "jku": [_token(keys["foreign"], header={"jku": "https://evil.example/jwks"})], "crit": [_token_raw(good, header={"crit": ["x"], "x": 1})], "audience-number": [_token_raw(good, aud=[1])],
-        "duplicate-header": [whole, _token(good, groups=["guests"])], "basic": [], "trailing": [whole + " x"], "padding": [whole + "=="],
+        "expired": [_token(good, exp=int(time.time()) - 120)],
+        "no-exp": [_token(good, drop=("exp",))],
+        "not-yet": [_token(good, nbf=int(time.time()) + 600)],
+        "other-issuer": [_token(good, iss="https://evil.example")],
+        "no-issuer": [_token(good, drop=("iss",))],
+        "other-audience": [_token(good, aud="else")],
+        "no-audience": [_token(good, drop=("aud",))],
+        "foreign-key": [_token(keys["foreign"])],
+        "unknown-kid": [_token(good, header={"kid": "k9"})],
+        "alg-none": [f"{none_head}.{body}."],
+        "alg-none-case": [f"{odd_head}.{body}."],
+        "hs256-with-public-key": [_hs256(good, body)],
+        "tampered": [f"{head}.{forged}.{signature}"],
+        "no-signature": [f"{head}.{body}."],
+        "garbage": ["x"],
+        "empty": [""],
+        "two-dots": [".."],
+        "five-parts": [f"{whole}.a.b"],
+        "exp-string": [_token_raw(good, exp="9999999999")],
+        "exp-bool": [_token_raw(good, exp=True)],
+        "embedded-jwk": [_token(keys["foreign"], header={"jwk": keys["foreign"].as_dict(private=False)})],
+        "jku": [_token(keys["foreign"], header={"jku": "https://evil.example/jwks"})],
+        "crit": [_token_raw(good, header={"crit": ["x"], "x": 1})],
+        "audience-number": [_token_raw(good, aud=[1])],
+        "duplicate-header": [whole, _token(good, groups=["guests"])],
+        "basic": [],
+        "trailing": [whole + " x"],
+        "padding": [whole + "=="],
     }[kind]
     lines = [f"Authorization: Bearer {value}" for value in fields] or [f"Authorization: Basic {whole}"]
     mark = mesh.upstream.mark()
@@ -115,6 +178,12 @@ def test_broken_tokens(kind: str, engine: str, proxy: Proxy, mesh: Mesh, keys: d
     assert answer.status in (401, 400), (kind, answer)
     assert whole.encode() not in answer.body
     assert mesh.upstream.since(mark) == []
+
+
+def _hs256(key: ECKey, body: str) -> str:
+    """The public key as the secret of a symmetric algorithm (key confusion)."""
+    signed = _b64(b'{"alg":"HS256","kid":"k1"}') + "." + body
+    return signed + "." + _b64(hmac.new(key.as_pem(private=False), signed.encode(), hashlib.sha256).digest())
 
 
 def _token_raw(key: ECKey, *, header: dict[str, Any] | None = None, **claims: Any) -> str:

@@ -95,7 +95,9 @@ def _parse_json(line: bytes) -> Any:
 class Proxy:
     """One process. `config` is the configuration document; listeners without an address and the admin API get a free port."""
 
-    def __init__(self, directory: Path, config: dict[str, Any], *, policies: dict[str, Any] | None = None, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, directory: Path, config: dict[str, Any], *, policies: dict[str, Any] | None = None, environment: dict[str, str] | None = None
+    ) -> None:
         self.directory = directory
         self.config = config
         self.environment = environment or {}
@@ -133,7 +135,10 @@ class Proxy:
         started = time.monotonic()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "meshguard", "serve", "--config", str(self.config_path)],
-            cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **self.environment},
         )
         self.stdout = Lines(self.process.stdout, _parse_json)

@@ -127,23 +127,6 @@ def test_old_hashes(oid: bytes) -> None:
     assert caught.value.code == "signature_algorithm"
 
 
-def test_real_sha1_signature() -> None:
-    der = SHOP.issue(digest=hashes.SHA1()).der if _signs_sha1() else None
-    if der is None:
-        pytest.skip("this cryptography does not sign with SHA-1")
-    with pytest.raises(IdentityError) as caught:
-        check_leaf(load_certificate(der))
-    assert caught.value.code == "signature_algorithm"
-
-
-def _signs_sha1() -> bool:
-    try:
-        SHOP.issue(digest=hashes.SHA1())
-    except Exception:  # which one depends on the version
-        return False
-    return True
-
-
 @pytest.mark.parametrize(
     ("digest", "accepted"), [(hashes.SHA256(), True), (hashes.SHA384(), True), (hashes.SHA512(), True), (hashes.SHA224(), False)]
 )

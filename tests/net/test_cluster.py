@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import ssl
+from collections import Counter
 
 import pytest
 
@@ -55,6 +56,24 @@ class TestPool:
             assert cluster.checkout() is call.conn
             assert network.dials == 1
             balanced(cluster)
+            await cluster.close()
+
+        run(story())
+
+    @pytest.mark.parametrize("balance", ["least_request", "round_robin"])
+    @pytest.mark.parametrize("count", [2, 3, 4])
+    def test_one_request_after_another_uses_every_endpoint(self, balance: str, count: int) -> None:
+        async def story() -> None:
+            keys = tuple(f"127.0.0.{n}:80" for n in range(1, count + 1))
+            cluster, _, _ = build(ClusterSettings(endpoints=keys, balance=balance))  # type: ignore[arg-type]
+            used: Counter[str] = Counter()
+            for _ in range(10 * count):
+                conn = cluster.checkout()
+                if conn is None:
+                    conn = (await ask(cluster)).conn
+                used[conn.endpoint.key] += 1
+                cluster.release(conn)
+            assert used == dict.fromkeys(keys, 10)
             await cluster.close()
 
         run(story())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -20,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from meshguard.identity.trust import TrustStore
 from meshguard.model.errors import IdentityError
 from meshguard.net import tls
-from meshguard.net.tls import build_client_context, build_server_context, peer_chain, peer_leaf
+from meshguard.net.tls import build_client_context, build_server_context, peer_chain, peer_leaf, worn_out
 from tests.identity.pki import Ca, Issued, key, name
 
 # OpenSSL reads the clock itself: these certificates are valid now.
@@ -281,16 +282,33 @@ def test_session_id_resumption_of_tls_1_2_shows_the_chain_to_verify_again() -> N
     assert first.client.session is not None
     assert not first.client.session.has_ticket
     second = Pair(server, client, session=first.client.session).run()
-    if second.server.session_reused:
-        assert peer_leaf(second.server) == leaf.der
-        assert peer_chain(second.server)[0] == leaf.der
-        # Revoked, or its CA removed, between the two connections: the resumed one is refused like a new one.
+    assert second.server.session_reused
+    assert peer_leaf(second.server) == leaf.der
+    assert peer_chain(second.server) == leaf.chain
+    # Revoked, expired, or its CA removed between the two connections: the resumed one is refused like a new one.
+    for crls, bundle, now in (
+        ([], PARTNER.der, NOW),
+        ([], SHOP.der, NOW + 7200),
+        ([SHOP.crl(start=NOW - 60, end=NOW + 60)], SHOP.der, NOW),
+    ):
         with pytest.raises(IdentityError):
-            TrustStore({"shop.example": [PARTNER.der]}).verify(peer_chain(second.server), NOW)
-        with pytest.raises(IdentityError):
-            STORE.verify(peer_chain(second.server), NOW + 7200)
+            TrustStore({"shop.example": [bundle]}, crls).verify(peer_chain(second.server), now)
     # A rotation makes a new context, which knows no old session.
     assert not Pair(server_context(), client, session=first.client.session).run().server.session_reused
+
+
+@pytest.mark.parametrize(("version", "expected"), [(ssl.TLSVersion.TLSv1_2, True), (ssl.TLSVersion.TLSv1_3, False)])
+def test_sessions_in_memory_are_counted(version: ssl.TLSVersion, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tls, "MAX_SESSIONS", 5)
+    server, client = server_context(), client_context()
+    client.maximum_version = version
+    for _ in range(5):
+        assert not worn_out(server)
+        pair = Pair(server, client).run()
+        for side in (pair.client, pair.server, pair.client):
+            with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLZeroReturnError):
+                side.unwrap()
+    assert worn_out(server) is expected
 
 
 # --- towards upstreams ---
@@ -434,10 +452,10 @@ def test_other_clients_accept_our_chain(tool: str, listening: tuple[int, list[li
     (tmp_path / "leaf.pem").write_bytes(CLIENT.pem)
     (tmp_path / "leaf.key").write_bytes(CLIENT.key_pem)
     root, cert, private = (str(tmp_path / item) for item in ("ca.pem", "leaf.pem", "leaf.key"))
+    quiet = ["openssl", "s_client", "-quiet", "-verify_return_error", "-x509_strict"]
     commands = {
         "curl": ["curl", "-sS", "--cacert", root, "--cert", cert, "--key", private, f"https://localhost:{port}/"],
-        "openssl": ["openssl", "s_client", "-quiet", "-verify_return_error", "-CAfile", root, "-cert", cert, "-key", private]
-        + ["-x509_strict", "-connect", f"127.0.0.1:{port}"],  # noqa: RUF005
+        "openssl": [*quiet, "-CAfile", root, "-cert", cert, "-key", private, "-connect", f"127.0.0.1:{port}"],
         "gnutls-cli": ["gnutls-cli", "--x509cafile", root, "--x509certfile", cert, "--x509keyfile", private, "-p", str(port), "localhost"],
     }  # fmt: skip
     environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
