@@ -105,6 +105,12 @@ def test_hosts(host: str, allowed: bool) -> None:
     assert isinstance(decide(compiled, None, "GET /", host=host), Permit) is allowed
 
 
+def test_exact_hosts_alone() -> None:
+    compiled = policy({"allow": "anyone", "hosts": ["shop.example"]})
+    assert isinstance(decide(compiled, None, "GET /", host="shop.example"), Permit)
+    assert isinstance(decide(compiled, None, "GET /", host="other.example"), Denial)
+
+
 def test_ports() -> None:
     compiled = policy({"allow": "anyone", "ports": [8443, 9000]}, {"deny": "anyone", "ports": [9000]})
     assert isinstance(decide(compiled, None, "GET /", port=8443), Permit)
