@@ -15,6 +15,7 @@ from benchmarks import compare, install, report
 from benchmarks.bench import Bench, Options
 from benchmarks.candidates import Candidate
 from benchmarks.load import Sample
+from benchmarks.pace import Pace
 from benchmarks.peers import DEFAULT, PEERS
 from benchmarks.rows import ROWS, Contestant, Row, contestants, play
 from benchmarks.subject import SUBJECTS
@@ -33,11 +34,14 @@ class Run:
         self.rows = rows
         self.results: dict[str, dict[str, list[Sample]]] = {}
         self.out: dict[str, str] = {}  # candidate to why it does not take part
+        self.pace = Pace(bench.options.proxy_core)
         self._candidates: dict[str, Candidate] = {}
 
     def go(self) -> None:
         for row in self.rows:
+            self.pace.take()
             self._row(row)
+            self.pace.take()
             if row.name in self.results:
                 print(f"\n{row.name} ({row.unit})")
                 print("\n".join("  " + line for line in report.row_lines(row, self.results[row.name])), flush=True)
@@ -149,12 +153,12 @@ def _finish(run: Run, given: argparse.Namespace, took_s: float) -> int:
     short = [each.name for each in comparisons if each.verdict == "short"]
     behind = [each.name for each in comparisons if each.verdict == "first"]
     invalid = [f"{row}/{name}" for row, result in run.results.items() for name, samples in result.items() if compare.faults(samples)]
-    print(f"\n{took_s:.0f} s")
+    print(f"\n{took_s:.0f} s; {run.pace}")
     for title, names in (("short of first", short), ("short of the aim", behind), ("invalid", invalid), ("absent", list(run.out))):
         if names:
             print(f"{title}: {', '.join(names)}")
     if given.write_results:
-        how = f"{given.rounds} interleaved rounds of {given.seconds:g} s, {given.rules} rules"
+        how = f"{given.rounds} interleaved rounds of {given.seconds:g} s, {given.rules} rules; {run.pace}"
         RESULTS.write_text(report.results_document(comparisons, run.results, report.versions(given.peers), how))
         print(f"written: {RESULTS.relative_to(install.ROOT)}")
     return 1 if short or invalid or not run.results else 0

@@ -37,7 +37,9 @@ LIFE = 500  # requests after which a connection of the load is replaced, with th
 TAKEN_OVER_S = 5.0
 GROWTH_MB = 3.0
 """Of the resident size, from the end of the first minute (or fifth) to the end: a leak of 100 bytes a request would be ten times that."""
-DESCRIPTORS = 8
+DESCRIPTORS = CONNECTIONS
+"""The pool may hold as many upstream connections as requests were in flight at once. A leak for each of the 240 connections renewed in five
+minutes, or for each of the 150 changes, is well beyond."""
 TASKS = 4
 
 

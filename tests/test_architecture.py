@@ -23,6 +23,7 @@ FLOORS = (
     ("net", "keys", "sources", "storage", "telemetry", "guard"),
     ("pipeline",),
     ("control", "adapters"),
+    ("demo",),
     ("cli",),
 )
 """From the ground up. A module imports from its own package, from floors below, and from nothing beside it but what BESIDE lists."""
@@ -39,8 +40,6 @@ IMPURE_NAMES = frozenset({("pathlib", "Path"), ("datetime", "now"), ("datetime",
 
 TASK_MAKERS: dict[str, str] = {
     "meshguard.net.cluster.tasks": "an owner with callbacks instead of a body to wait in: keeps every task, logs its end, closes them",
-    "meshguard.sources.files": "an async generator cannot hold a TaskGroup open over a yield; the task is cancelled and awaited in finally",
-    "meshguard.sources.development_ca": "an async generator cannot hold a TaskGroup open over a yield; awaited in finally",
 }
 """Modules that make a task outside a TaskGroup, and why that is right there."""
 

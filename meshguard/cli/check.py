@@ -59,6 +59,7 @@ class Report:
     loaded: list[LoadedConfiguration] = field(default_factory=list)
     rules: int = 0
     unreadable: bool = False
+    covered: set[Path] = field(default_factory=set)
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -101,15 +102,19 @@ def run(options: argparse.Namespace) -> int:
 
 
 def check(paths: Sequence[Path], *, kind: str = "auto", files: bool = True, environment: Mapping[str, str] | None = None) -> Report:
-    """Checks the documents at `paths`. Policies among them are taken together as one policy."""
-    from meshguard.sources.documents import read
+    """Checks the documents at `paths` and in the directories among them. Policies that no configuration there points at are taken
+    together as one policy."""
+    from meshguard.sources.documents import find_documents, read
 
     report = Report()
-    policies: list[Path | Document] = []
+    policies: list[Document] = []
+    found: list[Path] = []
     for path in paths:
-        if path.is_dir() and kind != "config":
-            policies.append(path)
-            continue
+        try:
+            found.extend(find_documents([path]) if path.is_dir() else [path])
+        except DocumentError as exc:
+            report.problems.extend(exc.problems)
+    for path in found:
         try:
             document = read(path, environment=environment)
         except DocumentError as exc:
@@ -133,8 +138,9 @@ def check(paths: Sequence[Path], *, kind: str = "auto", files: bool = True, envi
                     value=told,
                 )
             )
-    if policies:
-        _check_policies(policies, None, report, environment)
+    alone = [document for document in policies if Path(document.file).resolve() not in report.covered]
+    if alone:
+        _check_policies(alone, None, report, environment)
     return report
 
 
@@ -175,9 +181,11 @@ def _check_policies(
     paths: Sequence[Path | Document], keysets: Sequence[str] | None, report: Report, environment: Mapping[str, str] | None
 ) -> None:
     from meshguard.control.policies import load_policy
+    from meshguard.sources.documents import find_documents
 
     try:
-        loaded = load_policy(paths, keysets=keysets, environment=environment)
+        report.covered |= {path.resolve() for path in find_documents(item for item in paths if isinstance(item, Path))}
+        loaded = load_policy([_near(item) if isinstance(item, Path) else item for item in paths], keysets=keysets, environment=environment)
     except DocumentError as exc:
         report.problems.extend(exc.problems)
         return
@@ -186,6 +194,14 @@ def _check_policies(
     report.notes.extend(
         Note(warning.file, f"{warning.path}: worth a look, not {warning.expected}", warning.line) for warning in loaded.warnings
     )
+
+
+def _near(path: Path) -> Path:
+    """Relative to the working directory where it is below: what people and annotations of a repository call it."""
+    try:
+        return path.relative_to(Path.cwd().resolve())
+    except ValueError:
+        return path
 
 
 def _as_json(report: Report, *, effective: bool) -> dict[str, Any]:

@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from meshguard.fields.compile import CompiledFields, compile_fields
+from meshguard.fields.keyset import Keyset, is_keyset_name
 from meshguard.model.errors import DocumentError, Problem
 from meshguard.policy.compile import compile as compile_policy
 from meshguard.policy.compiled import CompiledPolicy
 from meshguard.policy.documents import PolicyDocument
-from meshguard.sources.complaints import Complaint, nearest
 from meshguard.sources.documents import Document, Loaded, load_documents, place_problems
 
 __all__ = ["LoadedPolicy", "load_policy"]
@@ -23,33 +24,59 @@ __all__ = ["LoadedPolicy", "load_policy"]
 
 @dataclass(frozen=True, slots=True)
 class LoadedPolicy:
-    """The documents of a policy, in order, what they compile to, and what is worth a look in them but no error."""
+    """The documents of a policy, in order, what they compile to (`fields` None: no body is looked at), and what is worth a look in
+    them but no error."""
 
     documents: tuple[Loaded[PolicyDocument], ...]
     compiled: CompiledPolicy
+    fields: CompiledFields | None
     warnings: tuple[Problem, ...]
 
 
 def load_policy(
-    paths: Sequence[str | Path | Document], *, keysets: Collection[str] | None = None, environment: Mapping[str, str] | None = None
+    paths: Sequence[str | Path | Document],
+    *,
+    keysets: Mapping[str, Keyset] | Collection[str] | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> LoadedPolicy:
-    """Loads the policy in `paths` (files and directories). `keysets` are the names that field rules may seal with; None: not checked
-    (policies on their own). Raises DocumentError with every problem of all documents."""
+    """Loads the policy in `paths` (files and directories). `keysets` are those that field rules may seal with; where only names are
+    given (a check, away from the keys) the compiled fields can seal nothing, with None any name will do. Raises DocumentError
+    with every problem of all documents."""
     with _without_collections():
         return _load(paths, keysets, environment)
 
 
-def _load(paths: Sequence[str | Path | Document], keysets: Collection[str] | None, environment: Mapping[str, str] | None) -> LoadedPolicy:
+def _load(
+    paths: Sequence[str | Path | Document],
+    keysets: Mapping[str, Keyset] | Collection[str] | None,
+    environment: Mapping[str, str] | None,
+) -> LoadedPolicy:
     documents = load_documents(paths, PolicyDocument, environment=environment)
     sources = [loaded.document for loaded in documents]
-    problems = [problem for loaded in documents for problem in _keysets(loaded, keysets)] if keysets is not None else []
+    problems: list[Problem] = []
+    compiled: CompiledPolicy | None = None
+    fields: CompiledFields | None = None
     try:
         compiled = compile_policy([loaded.value for loaded in documents], [loaded.file for loaded in documents])
     except DocumentError as exc:
-        raise DocumentError(place_problems([*problems, *exc.problems], sources)) from exc
-    if problems:
-        raise DocumentError(problems)
-    return LoadedPolicy(tuple(documents), compiled, tuple(place_problems(compiled.warnings, sources)))
+        problems += exc.problems
+    if any(loaded.value.fields for loaded in documents):
+        if not isinstance(keysets, Mapping):
+            names = _sealed_with(documents) if keysets is None else keysets
+            keysets = {name: Keyset(name, ()) for name in names}
+        roles = [name for loaded in documents for name in loaded.value.roles]
+        try:
+            fields = compile_fields(documents, roles, keysets)
+        except DocumentError as exc:
+            problems += exc.problems
+    if problems or compiled is None:
+        raise DocumentError(place_problems(problems, sources))
+    return LoadedPolicy(tuple(documents), compiled, fields, tuple(place_problems(compiled.warnings, sources)))
+
+
+def _sealed_with(documents: Sequence[Loaded[PolicyDocument]]) -> set[str]:
+    names = {rule.get("seal") for loaded in documents for rule in loaded.value.fields}
+    return {name for name in names if isinstance(name, str) and is_keyset_name(name)}
 
 
 @contextmanager
@@ -63,14 +90,3 @@ def _without_collections() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def _keysets(loaded: Loaded[PolicyDocument], keysets: Collection[str]) -> list[Problem]:
-    complaints = []
-    known = ", ".join(sorted(keysets)) or "none yet"
-    for index, rule in enumerate(loaded.value.fields):
-        name = rule.get("seal")
-        if isinstance(name, str) and "{" not in name and name not in keysets:
-            expected = f"a keyset under `keys` of the configuration ({known})"
-            complaints.append(Complaint(("fields", index, "seal"), expected, name, nearest(name, keysets)))
-    return loaded.document.problems(complaints)

@@ -99,9 +99,9 @@ class Envelope:
         key, header, prefix = sealing
         sealed = key.encrypt(nonce, raw, header)
         # 12 octets of nonce encode to 16 characters without a remainder, so nonce and ciphertext are encoded in one call
-        text = b2a_base64(nonce + sealed[:-TAG_BYTES], newline=False).translate(_TO_URL).rstrip(b"=")
-        tag = b2a_base64(sealed[-TAG_BYTES:], newline=False).translate(_TO_URL)
-        return b'%b%b.%b.%b"' % (prefix, text[:16], text[16:], tag[:22])
+        text = b2a_base64(nonce + sealed[:-TAG_BYTES], newline=False).rstrip(b"=")
+        tag = b2a_base64(sealed[-TAG_BYTES:], newline=False)
+        return prefix + (text[:16] + b"." + text[16:] + b"." + tag[:22] + b'"').translate(_TO_URL)
 
     def open(self, sealed: bytes) -> tuple[bytes, int]:
         """The raw JSON value in `sealed` (a JSON string for which `looks_sealed` holds) and the key version.

@@ -35,6 +35,8 @@ __all__ = ["Action", "FieldPlan", "Reader", "Transform", "Transformed"]
 MAX_REMEMBERED = 1024
 """Sets of roles whose actions are remembered per transform; more start over."""
 
+NONCES_AT_ONCE = 256
+
 # RFC 9110 section 8.3.1. The charset of JSON is UTF-8 (RFC 8259 section 8.1); another one would be read in another way.
 _NAME = r"[A-Za-z0-9!#$&^_.+-]+"
 _MEDIA_TYPE = re.compile(rf"""[ \t]*({_NAME}/{_NAME})[ \t]*((?:;[ \t]*(?:{_NAME}=(?:{_NAME}|"[^"\\]*"))?[ \t]*)*+)""")
@@ -126,7 +128,7 @@ class Transform:
             spans = locate(body, self._matcher)
             if not spans:
                 return Transformed(body, [])
-            work = _Work(body, self._fields, self._actions_for(reader.roles), nonces)
+            work = _Work(self._fields, self._actions_for(reader.roles), nonces, len(spans))
             values = [work.treat(owner, body[start:end]) for owner, _, start, end in spans]
             result = splice(body, spans, values) if work.changed else body
             if work.opened_container:
@@ -165,12 +167,15 @@ class Transform:
 class _Work:
     """The treatment of the values of one body, and its account."""
 
-    __slots__ = ("_actions", "_counts", "_fields", "_nonces", "changed", "opened_container")
+    __slots__ = ("_actions", "_counts", "_drawn", "_fields", "_left", "_nonces", "_place", "changed", "opened_container")
 
-    def __init__(self, body: bytes, fields: Sequence[FieldPlan], actions: Sequence[Action], nonces: Callable[[int], bytes]) -> None:
+    def __init__(self, fields: Sequence[FieldPlan], actions: Sequence[Action], nonces: Callable[[int], bytes], count: int) -> None:
         self._fields = fields
         self._actions = actions
         self._nonces = nonces
+        self._left = count  # values not treated yet: no more nonces than these are ever needed
+        self._drawn = b""
+        self._place = 0
         self._counts: dict[tuple[str, int, int], int] = {}
         self.changed = False
         self.opened_container = False
@@ -180,6 +185,7 @@ class _Work:
         field = self._fields[number]
         action = self._actions[number]
         kind = action.kind
+        self._left -= 1
         if kind == "remove":
             self.changed = True
             self._count("remove", number, 0)
@@ -189,7 +195,7 @@ class _Work:
             if sealed or (raw == b"null" and not field.seal_null):
                 self._count("pass", number, 0)
                 return raw
-            value = field.envelope.seal(raw, self._nonces(NONCE_BYTES))
+            value = field.envelope.seal(raw, self._nonce())
             self.changed = True
             self._count("seal", number, field.envelope.version)
             return value
@@ -208,6 +214,15 @@ class _Work:
         self.changed = True
         self._count("mask", number, version)
         return apply_mask(action.mask, raw)
+
+    def _nonce(self) -> bytes:
+        """Random octets that are used once. Drawn for many values at a time: the call costs more than the octets."""
+        place = self._place
+        if place == len(self._drawn):
+            self._drawn = self._nonces(NONCE_BYTES * min(self._left + 1, NONCES_AT_ONCE))
+            place = 0
+        self._place = place + NONCE_BYTES
+        return self._drawn[place : self._place]
 
     def _count(self, operation: str, number: int, version: int) -> None:
         key = (operation, number, version)

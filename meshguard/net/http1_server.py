@@ -75,6 +75,7 @@ class Http1Connection:
         "_close_after",
         "_discarded",
         "_draining",
+        "_drains",
         "_engine",
         "_handler",
         "_head",
@@ -105,6 +106,7 @@ class Http1Connection:
         self._chunked = False
         self._close_after = False
         self._draining = False
+        self._drains = False
         self._lingering = False
         self._pumping = False
         self._discarded = 0
@@ -302,6 +304,8 @@ class Http1Connection:
         head = self._head
         if reason.closes or head is None or not self._may_drain(head):
             self._close_after = True
+        else:
+            self._drains = True
         body_out = b"" if head is not None and head.method == b"HEAD" else body
         connection = _CLOSE if self._close_after else b""
         date = formatdate(usegmt=True).encode("ascii")
@@ -338,8 +342,12 @@ class Http1Connection:
             else:
                 self._linger()
         elif request_complete:
+            self._drains = False
             self._next()
+        elif not self._drains:  # answered before the request was over: what still comes is not worth the connection
+            self._linger()
         else:
+            self._drains = False
             self._draining = True
             self._discarded = 0
             if self.request_held:

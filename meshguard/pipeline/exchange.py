@@ -200,8 +200,10 @@ class Exchange(Call):
             return
         connection = self._connection
         if connection is not None:
-            keep = trailers and self.plan is not None and self.plan.keep_trailers
-            connection.send_end(trailers if keep else b"")
+            if trailers:
+                keep = self.plan is not None and self.plan.keep_trailers and self.peer.table is not None
+                trailers = self.peer.table.view.field_rules.trailers(trailers) if keep and self.peer.table is not None else b""
+            connection.send_end(trailers)
             connection.flush()
 
     def flush_request(self) -> None:

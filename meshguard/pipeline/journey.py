@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from meshguard.model.errors import IdentityError, RequestError
 from meshguard.model.messages import CHUNKED, NO_BODY, RequestHead, ResponseHead
 from meshguard.model.reasons import (
+    BODY_TOO_LARGE,
     DRAINING,
     IDENTITY_EXPIRED,
     IDENTITY_REQUIRED,
@@ -192,6 +193,9 @@ def locate(journey: Journey, exchange: Exchange) -> object:
     plan = table.plans.get((head.method, head.authority, head.target))
     if plan is None:
         plan = table.make(head.method, head.authority, head.target, exchange.peer.local_port)
+    limit = exchange.peer.limits.body_bytes
+    if limit and head.length > limit:
+        raise RequestError(BODY_TOO_LARGE, f"content-length {head.length}")
     if plan.variants:
         for variant in plan.variants:
             if variant.conditions is not None and variant.conditions.headers_match(head.block):

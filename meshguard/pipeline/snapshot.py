@@ -59,6 +59,12 @@ class Snapshot:
     sampling: Sampling
     own_reader: Reader  # this workload as the recipient of requests (fields)
 
+    def release(self) -> None:
+        """The snapshot is no longer current: its memos go, and with them the cycles that would keep it from being freed at once."""
+        for view in self.listeners.values():
+            view.tables.clear()
+        self.policy.forget()
+
     def table(self, view: ListenerView, principal: Principal | None) -> Table:
         """The decisions for `principal` on a listener, made on first use."""
         from meshguard.pipeline.plan import Table

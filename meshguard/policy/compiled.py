@@ -24,8 +24,8 @@ class CompiledPolicy:
     `compile` found odd but not wrong. Equal documents give equal digests whatever their order, comments and key order."""
 
     __slots__ = (
-        "_bindings", "_principals", "allows", "both_roles", "denies", "digest", "host_depths", "role_names", "roles", "rule_count", "rules",
-        "samples", "shadow_allows", "shadow_denies", "token_roles", "warnings",
+        "_bindings", "_principals", "allows", "both_roles", "denies", "digest", "host_depths", "names_hosts", "role_names", "roles",
+        "rule_count", "rules", "samples", "shadow_allows", "shadow_denies", "token_roles", "warnings",
     )  # fmt: skip
 
     def __init__(
@@ -53,6 +53,7 @@ class CompiledPolicy:
         self.role_names: Mapping[int, str] = {role.subject: role.name for role in roles}
         self.both_roles = frozenset(role.subject for role in roles if role.both)
         self.token_roles = TokenRoles(roles)
+        self.names_hosts = any(rule.hosts is not None for rule in rules)
         self.host_depths = frozenset(host.count(".") for rule in rules for host in rule.hosts or () if host.startswith("*."))
         self.samples: Mapping[int, Sequence[Rule]] = _sampled(rules)
         self._principals = principals

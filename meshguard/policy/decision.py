@@ -59,7 +59,7 @@ class Binding:
         `method` as sent; `path` canonical, without query; `readings` every case-folded spelling that an upstream may read (its own
         fold is added when it is missing); `host` lower case, without port and trailing dot; `port` the listener's local port."""
         policy = self._policy
-        hosts: Collection[str] = policy.host_keys(host) if policy.host_depths else ()
+        hosts: Collection[str] = policy.host_keys(host) if policy.names_hosts else ()
         denies: list[Candidate] = []
         if policy.denies is not None:
             leaves = policy.denies.folded(_with_fold(path, readings))
@@ -285,5 +285,5 @@ def _shadow_results(candidates: Sequence[Candidate], *, allow: bool) -> tuple[Sh
     if not candidates:
         return ()
     effect = "would_allow" if allow else "would_deny"
-    ids = dict.fromkeys(rule.id for rule, _, _ in candidates if rule.allow is allow)
+    ids = dict.fromkeys(rule.id for rule, _, _ in sorted(candidates, key=_order) if rule.allow is allow)
     return tuple(ShadowResult(rule_id, effect) for rule_id in list(ids)[:MAX_SHADOW])

@@ -102,11 +102,10 @@ class Leaf:
         return [subjects[subject] for subject in held if subject in subjects]
 
     def every(self) -> Iterator[tuple[int, Cell]]:
-        """Each subject with its cell."""
+        """Each subject that identity makes, with its cell."""
         if self.sole is not None:
             yield self.sole[0], [self.sole[2]]
         yield from self.subjects.items()
-        yield from (self.tokens or {}).items()
 
     def freeze(self) -> None:
         """Order every cell, narrow the large ones, shorten the leaf to `sole` where it fits."""

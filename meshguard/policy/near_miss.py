@@ -39,11 +39,11 @@ def nearest(
     best: tuple[int, int, int, int] | None = None
     chosen: tuple[Rule, list[str]] | None = None
     only_caller = False
-    for rule, mine in _here(leaves, held):
+    for rule, mine, by_identity in _here(leaves, held):
         failed = failures(rule, method, port, hosts)
         if not mine:
             failed.insert(0, "principal")
-            only_caller = only_caller or (len(failed) == 1 and rule.plain)
+            only_caller = only_caller or (by_identity and len(failed) == 1 and rule.plain)
         score = (len(failed), _RANK.index(failed[0]) if failed else 0, 0, rule.order)
         if failed and (best is None or score < best):
             best, chosen = score, (rule, failed)
@@ -94,22 +94,25 @@ def _few(values: Iterable[str]) -> str:
     return ", ".join(listed[:4]) + (f" and {len(listed) - 4} more" if len(listed) > 4 else "")
 
 
-def _here(leaves: Sequence[Leaf], held: Collection[int]) -> Iterator[tuple[Rule, bool]]:
-    """Rules of this path: the caller's own, then others', at most MAX_RULES."""
+def _here(leaves: Sequence[Leaf], held: Collection[int]) -> Iterator[tuple[Rule, bool, bool]]:
+    """Rules of this path, at most MAX_RULES: the caller's own, then others' (and whether another identity would do)."""
     left = MAX_RULES
     for leaf in leaves[:4]:
         for cell in leaf.of(held):
-            for rule in some(cell, min(_PER_CELL, left)):
-                left -= 1
-                yield rule, True
-    for leaf in leaves[:4]:
-        for subject, cell in leaf.every():
             if left <= 0:
                 return
-            if subject not in held:
-                for rule in some(cell, min(_PER_CELL, left)):
-                    left -= 1
-                    yield rule, False
+            for rule in some(cell, min(_PER_CELL, left)):
+                left -= 1
+                yield rule, True, True
+    for leaf in leaves[:4]:
+        for by_identity, cells in ((True, leaf.every()), (False, (leaf.tokens or {}).items())):
+            for subject, cell in cells:
+                if left <= 0:
+                    return
+                if subject not in held:
+                    for rule in some(cell, min(_PER_CELL, left)):
+                        left -= 1
+                        yield rule, False, by_identity
 
 
 def _around(index: RuleIndex, filed: Mapping[int, Sequence[Rule]], held: Collection[int], segments: Sequence[str]) -> Iterator[Rule]:

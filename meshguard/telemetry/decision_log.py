@@ -176,7 +176,7 @@ class DecisionLog:
 
         outcome: dict[str, object] = {
             "status": record.status,
-            "attempts": record.attempts,
+            "attempts": record.attempts + 1 if record.forwarded else 0,
             "duration_us": int((ended - started) * 1e6) if ended else 0,
         }
         if record.upstream:

@@ -20,7 +20,7 @@ from meshguard.model.reasons import (
     UNKNOWN_TRANSFER_CODING,
     UPSTREAM_MALFORMED,
 )
-from meshguard.wire.fields import NEVER_NOMINATED, REQUEST_CONSUMED, RESPONSE_CONSUMED, SPOOFABLE, remove_fields, tokens
+from meshguard.wire.fields import NEVER_NOMINATED, NOT_IN_TRAILERS, REQUEST_CONSUMED, RESPONSE_CONSUMED, SPOOFABLE, remove_fields, tokens
 from meshguard.wire.grammar import CONTENT_LENGTH, UNDERSCORED, field_splitter, usual_request, usual_response
 
 __all__ = ["USUAL_RESPONSE", "FieldRules", "request_head", "response_head", "usual_request_head", "usual_response_head"]
@@ -32,14 +32,20 @@ _REFUSED_METHODS = frozenset((b"CONNECT", b"TRACE"))
 class FieldRules:
     """What a listener does with fields: the names it consumes besides the built-in ones, and what happens to names with `_`."""
 
-    __slots__ = ("drop_underscored", "refuse_underscored", "split", "usual")
+    __slots__ = ("_split_trailers", "drop_underscored", "refuse_underscored", "split", "usual")
 
     def __init__(self, strip: tuple[bytes, ...] = (), underscores: str = "drop") -> None:
         spoofable = (*SPOOFABLE, *(name.lower() for name in strip))
         self.split = field_splitter(REQUEST_CONSUMED, spoofable).split
         self.usual = usual_request(REQUEST_CONSUMED, spoofable)
+        self._split_trailers = field_splitter((*REQUEST_CONSUMED, *NOT_IN_TRAILERS), spoofable).split
         self.refuse_underscored = underscores == "refuse"
         self.drop_underscored = underscores == "drop"
+
+
+    def trailers(self, block: bytes) -> bytes:
+        """The trailers that may go on: none that would have been consumed, cut or judged in a head (RFC 9110 section 6.5.1)."""
+        return b"".join(self._split_trailers(b"\r\n" + UNDERSCORED.sub(b"", b"\n" + block)[1:])[::3])[2:]
 
 
 _OF_OURS = (b"x-meshguard-*",)
@@ -172,6 +178,8 @@ def request_head(method: bytes, target: bytes, minor: int, head: bytes, rules: F
             if method != b"OPTIONS":
                 raise RequestError(MALFORMED_REQUEST, "'*' is a target of OPTIONS only")
         else:
+            if host is None and minor == 1:
+                raise RequestError(AMBIGUOUS_AUTHORITY, "no Host")  # also beside an absolute target (RFC 9112 section 3.2)
             target, host = _absolute_form(message, target, host)
     if not host:
         if host is not None or minor == 1:

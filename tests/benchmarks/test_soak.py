@@ -23,7 +23,7 @@ def test_a_flat_process_passes() -> None:
 
 def test_growth_is_found() -> None:
     assert "rss_mb grew" in judge(readings(growth_mb=GROWTH_MB * 2), GOOD, 0, [], 300)[0]
-    assert "descriptors grew" in judge(readings(descriptors=40), GOOD, 0, [], 300)[0]
+    assert "descriptors grew" in judge(readings(descriptors=100), GOOD, 0, [], 300)[0]
     assert "tasks grew" in judge(readings(tasks=20), GOOD, 0, [], 300)[0]
 
 

@@ -14,6 +14,7 @@ from meshguard.cli.check import CONFIG_KEYS, POLICY_KEYS
 from meshguard.cli.main import main
 from meshguard.cli.schema import DIALECT, schema_of
 from meshguard.control.settings.configuration import Configuration
+from meshguard.control.settings.load import BUILTIN
 from meshguard.policy.documents import PolicyDocument
 from meshguard.sources.documents import read
 
@@ -95,6 +96,23 @@ def test_problems_of_the_configuration_and_its_policy_are_told_together(project:
     assert lines[2] == "2 problems in 2 files"
 
 
+def test_a_directory_is_searched_and_its_policies_are_checked_once(project: Path, check: Any) -> None:
+    (project / "policy.yaml").write_text(POLICY.replace("allow: [billing]", "allow: [biling]"))
+    result = check(project)
+    assert result.code == 1
+    assert result.err.count("got biling") == 1
+    (project / "policy.yaml").write_text(POLICY)
+    assert [document["kind"] for document in check("--json", project).json()["documents"]] == ["config", "policy"]
+
+
+def test_files_below_the_working_directory_are_called_as_in_the_repository(
+    project: Path, check: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "policy.yaml").write_text("rules: [{id: a}]\n")
+    monkeypatch.chdir(project)
+    assert check("--format", "github", "meshguard.yaml").out.startswith("::error file=policy.yaml,line=1,")
+
+
 def test_a_keyset_that_is_not_configured_is_told(project: Path, check: Any) -> None:
     field = "fields:\n  - {id: card, paths: [/orders/*], on: response, select: $.card, seal: orders-pi, readers: {billing: open}}\n"
     (project / "policy.yaml").write_text(POLICY + field)
@@ -102,8 +120,26 @@ def test_a_keyset_that_is_not_configured_is_told(project: Path, check: Any) -> N
     (project / "meshguard.yaml").write_text(CONFIG + "keys: {orders-pii: {provider: file, path: k.json}}\n")
     result = check(project / "meshguard.yaml")
     assert result.code == 1
-    assert "fields[0].seal: expected a keyset under `keys` of the configuration (orders-pii), got 'orders-pi'; did you mean" in result.err
+    assert "policy.yaml:6:" in result.err
+    assert "fields[0].seal: expected a keyset of the configuration's `keys`, got 'orders-pi'; did you mean 'orders-pii'?" in result.err
     assert check(project / "policy.yaml").code == 0  # on its own the keysets are not known
+
+
+def test_field_rules_are_checked_without_keys_at_hand(project: Path, check: Any) -> None:
+    field = "fields:\n  - {id: card, paths: [/orders/*], on: respnse, select: $.card, seal: k, readers: {biling: open}}\n"
+    (project / "policy.yaml").write_text(POLICY + field)
+    result = check(project / "policy.yaml")
+    assert result.code == 1
+    assert re.search(r"policy\.yaml:6:\d+: fields\[0\]\.on: expected 'request', 'response' or 'both'", result.err)
+    (project / "policy.yaml").write_text(POLICY + field.replace("respnse", "response"))
+    assert "fields[0].readers.biling: expected a role that the policy names, got 'biling'; did you mean 'billing'?" in check(project).err
+
+
+@pytest.mark.parametrize(
+    "path", [*sorted((ROOT / "config" / "policies").glob("*.yaml")), BUILTIN / "policy.yaml"], ids=lambda path: path.name
+)
+def test_the_policies_that_are_shipped_pass_their_own_tests_and_every_rule_has_one(path: Path) -> None:
+    assert main(["test", "--cover", str(path)]) == 0
 
 
 def test_several_policies_are_one(project: Path, check: Any) -> None:

@@ -198,7 +198,7 @@ def test_a_flapping_result_below_the_threshold_changes_nothing() -> None:
         await until(lambda: state(cluster) == "healthy")
         bad = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n"
         seen: set[str] = set()
-        for number in range(12):
+        for number in range(40):
             workload.answer = OK if number % 2 else bad
             await workload.asked(1)
             seen.add(state(cluster))
