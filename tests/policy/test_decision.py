@@ -73,7 +73,8 @@ def test_callers(who: str | None, anyone: bool, authenticated: bool, named: bool
 
 
 @pytest.mark.parametrize(
-    ("method", "allowed"), [("GET", True), ("HEAD", True), ("get", False), ("Get", False), ("POST", False), ("DELETE", True), ("delete", False)]
+    ("method", "allowed"),
+    [("GET", True), ("HEAD", True), ("get", False), ("Get", False), ("POST", False), ("DELETE", True), ("delete", False)],
 )
 def test_allow_compares_methods_exactly_and_get_implies_head(method: str, allowed: bool) -> None:
     compiled = policy({"allow": "anyone", "methods": ["GET", "DELETE"]})
@@ -81,7 +82,8 @@ def test_allow_compares_methods_exactly_and_get_implies_head(method: str, allowe
 
 
 @pytest.mark.parametrize(
-    ("method", "denied"), [("GET", True), ("HEAD", True), ("get", True), ("hEaD", True), ("DELETE", True), ("delete", True), ("POST", False)]
+    ("method", "denied"),
+    [("GET", True), ("HEAD", True), ("get", True), ("hEaD", True), ("DELETE", True), ("delete", True), ("POST", False)],
 )
 def test_deny_ignores_the_case_of_methods(method: str, denied: bool) -> None:
     compiled = policy({"allow": "anyone"}, {"deny": "anyone", "methods": ["GET", "DELETE"]})
@@ -120,7 +122,10 @@ def test_ports() -> None:
 
 def test_many_rules_in_one_place_are_narrowed_and_still_right() -> None:
     """More than a handful of rules for one caller and path: found by method and host, ports asked one by one."""
-    rules = [{"allow": "anyone", "paths": ["/x"], "methods": ["PUT"], "hosts": [f"h{number}.example"], "ports": [number + 1]} for number in range(50)]
+    rules = [
+        {"allow": "anyone", "paths": ["/x"], "methods": ["PUT"], "hosts": [f"h{number}.example"], "ports": [number + 1]}
+        for number in range(50)
+    ]
     rules += [{"allow": "anyone", "paths": ["/x"], "hosts": ["*.any.example"]}]
     compiled = policy(*rules)
     for number in (0, 7, 49):
@@ -149,7 +154,10 @@ def test_deny_sees_the_path_itself_whatever_readings_are_listed(path: str, readi
 def test_the_asterisk_form_is_covered_by_rules_for_every_path_only() -> None:
     assert outcome(decide(policy({"allow": "anyone", "paths": ["/*", "/{x}"]}), None, "OPTIONS *", readings=("*",)))[0] == "no_rule"
     assert outcome(decide(policy({"allow": "anyone"}), None, "OPTIONS *", readings=("*",)))[0] == "allow"
-    assert outcome(decide(policy({"allow": "anyone"}, {"deny": "anyone", "paths": ["/**"]}), None, "OPTIONS *", readings=("*",)))[0] == "policy_denied"
+    assert (
+        outcome(decide(policy({"allow": "anyone"}, {"deny": "anyone", "paths": ["/**"]}), None, "OPTIONS *", readings=("*",)))[0]
+        == "policy_denied"
+    )
 
 
 # --- headers
