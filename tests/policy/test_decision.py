@@ -51,9 +51,11 @@ def test_deny_wins_whatever_the_order(order: int) -> None:
 
 def test_the_first_matching_rule_of_an_effect_is_reported() -> None:
     compiled = policy(
-        {"id": "a2", "allow": "anyone", "paths": ["/x"]}, {"id": "a1", "allow": "anyone"},
-        {"id": "d2", "deny": "anyone", "paths": ["/no/**"]}, {"id": "d1", "deny": "anyone", "paths": ["/no/x"]},
-    )  # fmt: skip
+        {"id": "a2", "allow": "anyone", "paths": ["/x"]},
+        {"id": "a1", "allow": "anyone"},
+        {"id": "d2", "deny": "anyone", "paths": ["/no/**"]},
+        {"id": "d1", "deny": "anyone", "paths": ["/no/x"]},
+    )
     assert outcome(decide(compiled, None, "GET /x")) == ("allow", "a2")
     assert outcome(decide(compiled, None, "GET /no/x")) == ("policy_denied", "d2")
 
@@ -98,10 +100,17 @@ def test_head_does_not_imply_get() -> None:
 @pytest.mark.parametrize(
     ("host", "allowed"),
     [
-        ("shop.example", True), ("api.shop.example", False), ("a.eu.example", True), ("a.b.eu.example", True), ("eu.example", False),
-        ("xeu.example", False), ("", False), ("[::1]", True), (".eu.example", True),
+        ("shop.example", True),
+        ("api.shop.example", False),
+        ("a.eu.example", True),
+        ("a.b.eu.example", True),
+        ("eu.example", False),
+        ("xeu.example", False),
+        ("", False),
+        ("[::1]", True),
+        (".eu.example", True),
     ],
-)  # fmt: skip
+)
 def test_hosts(host: str, allowed: bool) -> None:
     compiled = policy({"allow": "anyone", "hosts": ["shop.example", "*.eu.example", "[::1]"]})
     assert isinstance(decide(compiled, None, "GET /", host=host), Permit) is allowed

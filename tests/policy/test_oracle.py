@@ -94,9 +94,15 @@ def test_the_engine_agrees_with_the_oracle(role_values: dict[str, Any], rule_val
     values = {"roles": role_values, "rules": [{"id": f"r{number}", **rule} for number, rule in enumerate(rule_values)]}
     for request in asked:
         found = decide(
-            compiled, request.who, f"{request.method} {request.path}", host=request.host, port=request.port, headers=request.headers,
-            claims=request.claims, readings=request.readings,
-        )  # fmt: skip
+            compiled,
+            request.who,
+            f"{request.method} {request.path}",
+            host=request.host,
+            port=request.port,
+            headers=request.headers,
+            claims=request.claims,
+            readings=request.readings,
+        )
         effect, rule, shadow = verdict(values, request)
         assert ("allow" if isinstance(found, Permit) else "deny", found.rule_id) == (effect, rule)
         assert {(entry.rule_id, entry.effect) for entry in found.shadow} == shadow
