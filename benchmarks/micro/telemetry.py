@@ -32,7 +32,7 @@ from meshguard.telemetry.request_metrics import RequestMetrics
 from meshguard.telemetry.span_ids import SpanIds
 from meshguard.telemetry.spans import SCHEMA_URL, SpanRecorder
 from meshguard.wire.trace_context import Sampling, begin, start
-from tests.telemetry.records import DIGEST, Peer, Plan, Record, head
+from tests.telemetry.records import DIGEST, Plan, Record, head
 
 BATCH = 32
 RUNS = 9

@@ -12,6 +12,7 @@ import gzip
 import http.client
 import logging
 import random
+import socket
 import threading
 import time
 from collections import deque
@@ -232,13 +233,29 @@ class OtlpExporter:
 
     def _exchange(self, path: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, bytes, float | None]:
         connection = self._connection or self._connect()
-        connection.request("POST", path, body, dict(headers))
-        response = connection.getresponse()
-        answer = response.read(_MAX_RESPONSE_BYTES)
+        # The socket's timeout is for each read: a collector that sends a byte now and then would hold the thread for ever.
+        limit = threading.Timer(self._timeout_s, self._cut, (connection,))
+        limit.daemon = True
+        limit.start()
+        try:
+            connection.request("POST", path, body, dict(headers))
+            response = connection.getresponse()
+            answer = response.read(_MAX_RESPONSE_BYTES)
+        finally:
+            limit.cancel()
         retry_after = response.getheader("retry-after", "")
         if response.will_close or not response.isclosed():  # not read to its end: the connection cannot be used again
             self._disconnect()
         return response.status, answer, float(retry_after) if retry_after.isdecimal() else None
+
+    @staticmethod
+    def _cut(connection: http.client.HTTPConnection) -> None:
+        sock = connection.sock
+        if sock is not None:
+            try:
+                sock.shutdown(socket.SHUT_RDWR)  # ends a read in another thread; closing would not
+            except OSError:
+                pass  # it has ended by itself
 
     def _connect(self) -> http.client.HTTPConnection:
         host = self._url.hostname or ""

@@ -345,3 +345,14 @@ def test_the_user_agent_is_found_in_every_spelling(block: bytes, agent: str | No
 def test_ports_of_every_size_decode(port: int) -> None:
     server, _ = spans(Record(sampled=True, peer=Peer(client_port=port)))
     assert values(server)["network.peer.port"] == port
+
+
+def test_a_record_that_cannot_be_encoded_harms_no_other() -> None:
+    sink = Kept()
+    recorder = SpanRecorder(sink, SpanIds(KEY))
+    broken = Record(sampled=True)
+    del broken.started
+    with pytest.raises(AttributeError):
+        recorder.consume([Record(sampled=True), broken, Record(sampled=True)], OFFSET)
+    recorder.flush()
+    assert sink.count == 4
