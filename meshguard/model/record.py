@@ -34,53 +34,93 @@ class FieldOperation:
 class PeerFacts(Protocol):
     """Facts of a downstream connection, shared by its exchanges."""
 
-    listener: str  # name of the listener
-    client_address: str  # textual IP
-    client_port: int
-    principal: Principal | None
-    protocol: str  # "http/1.1", "h2"
-    tls_version: str  # "TLSv1.3", "" for plaintext
-    local_address: str
-    local_port: int
+    @property
+    def listener(self) -> str: ...  # name of the listener
+    @property
+    def client_address(self) -> str: ...  # textual IP
+    @property
+    def client_port(self) -> int: ...
+    @property
+    def principal(self) -> Principal | None: ...
+    @property
+    def protocol(self) -> str: ...  # "http/1.1", "h2"
+    @property
+    def tls_version(self) -> str: ...  # "TLSv1.3", "" for plaintext
+    @property
+    def local_address(self) -> str: ...
+    @property
+    def local_port(self) -> int: ...
 
 
 class PlanFacts(Protocol):
     """What was derived from method, authority and target: shared by equal requests."""
 
-    method: str  # as sent
-    path: str  # canonical path without query
-    host: str  # authority without port, lower case
-    route: str  # id of the route, "" when none matched
-    template: str  # low-cardinality `http.route` (the path template of the rule or route), "" when none
-    cluster: str  # name of the cluster, "" when none
-    policy_revision: int
+    @property
+    def method(self) -> str: ...  # as sent
+    @property
+    def path(self) -> str: ...  # canonical path without query
+    @property
+    def host(self) -> str: ...  # authority without port, lower case
+    @property
+    def route(self) -> str: ...  # id of the route, "" when none matched
+    @property
+    def template(self) -> str: ...  # low-cardinality `http.route` (the path template of the rule or route), "" when none
+    @property
+    def cluster(self) -> str: ...  # name of the cluster, "" when none
+    @property
+    def policy_revision(self) -> int: ...
 
 
 class RequestRecord(Protocol):
     """One finished request. Times are `time.monotonic()` seconds; 0.0 means that it did not happen."""
 
-    number: int  # counts up in this process; decision id = f"{boot_id}-{number:x}"
-    decision_id: str  # property, made on demand
-    peer: PeerFacts
-    head: RequestHead | None  # None when the head itself was refused
-    plan: PlanFacts | None  # None when the target was refused
-    verdict: Permit | Denial | None  # None when refused before the decision
-    refusal: Reason | None  # why meshguard answered itself, None when the upstream's answer was passed on
-    detail: str  # for the record only
-    status: int  # sent to the client; 0 when the client got none
-    started: float  # head parsed
-    forwarded: float  # request head written to the upstream
-    answered: float  # response head received
-    ended: float
-    request_bytes: int  # body octets
-    response_bytes: int
-    upstream: str  # "address:port" of the endpoint used, ""
-    attempts: int
-    aborted: str  # "" or who ended it early: "client", "upstream", "deadline", "shutdown"
-    trace_id: bytes  # 32 hex digits
-    parent_id: bytes  # 16 hex digits of the caller's span, b"" when this is the root
-    span_id: bytes  # server span, b"" unless sampled
-    client_span_id: bytes  # span of the upstream call: the parent id sent upstream
-    sampled: bool
-    operations: Sequence[FieldOperation]
-    subject: str  # `sub` of the verified JWT, ""
+    @property
+    def number(self) -> int: ...  # counts up in this process; decision id = f"{boot_id}-{number:x}"
+    @property
+    def decision_id(self) -> str: ...  # property, made on demand
+    @property
+    def peer(self) -> PeerFacts: ...
+    @property
+    def head(self) -> RequestHead | None: ...  # None when the head itself was refused
+    @property
+    def plan(self) -> PlanFacts | None: ...  # None when the target was refused
+    @property
+    def verdict(self) -> Permit | Denial | None: ...  # None when refused before the decision
+    @property
+    def refusal(self) -> Reason | None: ...  # why meshguard answered itself, None when the upstream's answer was passed on
+    @property
+    def detail(self) -> str: ...  # for the record only
+    @property
+    def status(self) -> int: ...  # sent to the client; 0 when the client got none
+    @property
+    def started(self) -> float: ...  # head parsed
+    @property
+    def forwarded(self) -> float: ...  # request head written to the upstream
+    @property
+    def answered(self) -> float: ...  # response head received
+    @property
+    def ended(self) -> float: ...
+    @property
+    def request_bytes(self) -> int: ...  # body octets
+    @property
+    def response_bytes(self) -> int: ...
+    @property
+    def upstream(self) -> str: ...  # "address:port" of the endpoint used, ""
+    @property
+    def attempts(self) -> int: ...  # how often the request was sent again after the first time
+    @property
+    def aborted(self) -> str: ...  # "" or who ended it early: "client", "upstream", "deadline", "shutdown"
+    @property
+    def trace_id(self) -> bytes: ...  # 32 hex digits
+    @property
+    def parent_id(self) -> bytes: ...  # 16 hex digits of the caller's span, b"" when this is the root
+    @property
+    def span_id(self) -> bytes: ...  # server span, b"" unless sampled
+    @property
+    def client_span_id(self) -> bytes: ...  # span of the upstream call: the parent id sent upstream
+    @property
+    def sampled(self) -> bool: ...
+    @property
+    def operations(self) -> Sequence[FieldOperation]: ...
+    @property
+    def subject(self) -> str: ...  # `sub` of the verified JWT, ""

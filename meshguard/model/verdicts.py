@@ -34,17 +34,24 @@ class NearMiss:
 
 
 class Permit:
-    """Allowed by `rule_id` under the policy with `policy_digest`. Immutable; may be shared by equal requests."""
+    """Allowed by `rule_id` under the policy with `policy_digest`. Immutable; may be shared by equal requests. `template` is the path
+    template by which the rule matched: of low cardinality, for `http.route`."""
 
-    __slots__ = ("policy_digest", "roles", "rule_id", "shadow")
+    __slots__ = ("policy_digest", "roles", "rule_id", "shadow", "template")
 
     def __init__(
-        self, rule_id: str, policy_digest: str, shadow: tuple[ShadowResult, ...] = (), roles: frozenset[str] = frozenset()
+        self,
+        rule_id: str,
+        policy_digest: str,
+        shadow: tuple[ShadowResult, ...] = (),
+        roles: frozenset[str] = frozenset(),
+        template: str = "",
     ) -> None:
         self.rule_id = rule_id
         self.policy_digest = policy_digest
         self.shadow = shadow
         self.roles = roles
+        self.template = template
 
 
 class Denial:

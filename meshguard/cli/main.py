@@ -1,0 +1,96 @@
+"""`meshguard`: the registry of subcommands and what all of them share: help, errors, exit codes.
+
+A subcommand is a module of this package with `register(subparsers)`, which adds its parser and sets the default `run` to a
+function of the parsed arguments that returns an exit code. Only the module of the command that is called is imported: the
+data plane must not wait for what it does not use.
+
+Exit codes: 0 done, 1 the answer is no (problems found, a test failed), 2 wrong usage or an input that cannot be read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module, util
+
+from meshguard import __version__
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS: tuple[tuple[str, str], ...] = (
+    ("serve", "run the proxy"),
+    ("check", "check configurations and policies, and show what is in effect"),
+    ("test", "run the tests that stand in policies"),
+    ("schema", "print the JSON Schema of a document, for editors"),
+    ("identity", "make a development CA and identities, inspect certificates"),
+    ("keys", "make, show and rotate keysets of protected fields"),
+    ("demo", "a guided tour: two workloads, a policy, a protected field"),
+    ("version", "print the version"),
+)
+"""Every subcommand with its line of help, in the order of a user's first day."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command line; returns the exit code."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser(_called(argv))
+    try:
+        options = parser.parse_args(argv)
+    except SystemExit as exc:  # argparse has said why
+        return exc.code if isinstance(exc.code, int) else 2
+    if not hasattr(options, "run"):
+        parser.print_help(sys.stderr)
+        return 2
+    return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from meshguard.model.errors import DocumentError, MeshguardError
+
+    try:
+        code: int = options.run(options)
+        sys.stdout.flush()
+        return code
+    except DocumentError as exc:
+        print(exc, file=sys.stderr)
+        count = len(exc.problems)
+        print(f"meshguard: {count} problem{'s' if count != 1 else ''}", file=sys.stderr)
+        return 1
+    except MeshguardError as exc:
+        print(f"meshguard: {exc}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader of our output went away (`| head`): not worth a word
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as exc:
+        print(f"meshguard: {exc.filename or 'system'}: {exc.strerror or exc}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _called(argv: Sequence[str]) -> str | None:
+    """The name of the subcommand on the command line, when it is one."""
+    for argument in argv:
+        if not argument.startswith("-"):
+            return argument if argument in dict(COMMANDS) else None
+    return None
+
+
+def _parser(called: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="meshguard",
+        description="A security proxy for service meshes: mTLS identity, per-request policy, field-level encryption, decision records.",
+        epilog="meshguard COMMAND --help shows a command with examples.",
+    )
+    parser.add_argument("--version", action="version", version=f"meshguard {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for name, line in COMMANDS:
+        module = f"meshguard.cli.{name}"
+        if name == called and util.find_spec(module) is not None:
+            import_module(module).register(subparsers)
+        else:
+            subparsers.add_parser(name, help=line, add_help=False)
+    return parser

@@ -1,0 +1,38 @@
+"""The whole configuration document."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from meshguard.control.settings.clusters import ClusterConfig
+from meshguard.control.settings.identity import IdentityConfig, JwtConfig
+from meshguard.control.settings.limits import LimitsConfig
+from meshguard.control.settings.listeners import ListenerConfig
+from meshguard.control.settings.outputs import AdminConfig, DecisionLogConfig, KeysetConfig, TelemetryConfig
+from meshguard.control.settings.values import DocumentPath, Name, Section
+
+__all__ = ["Configuration"]
+
+
+class Configuration(Section):
+    """A meshguard configuration. Three sections are needed: `listeners`, `clusters` and `policies`, and `identity` unless the profile
+    is `development` or SPIFFE_ENDPOINT_SOCKET is set. Paths are relative to the document."""
+
+    model_config = ConfigDict(title="meshguard configuration")
+
+    profile: Literal["strict", "migration", "development"] = Field(
+        default="strict", description="Fills the defaults of everything that is not said; see `meshguard check --profiles`."
+    )
+    identity: IdentityConfig | None = None
+    jwt: list[JwtConfig] = Field(default=[], description="Issuers of end-user tokens.")
+    listeners: dict[Name, ListenerConfig] = Field(min_length=1)
+    clusters: dict[Name, ClusterConfig] = Field(min_length=1)
+    policies: list[DocumentPath] = Field(min_length=1, description="Files, and directories with *.yaml, *.yml, *.json.")
+    keys: dict[Name, KeysetConfig] = Field(default={}, description="Keysets for protected fields.")
+    decision_log: DecisionLogConfig = Field(default={}, validate_default=True)
+    telemetry: TelemetryConfig = Field(default={}, validate_default=True)
+    admin: AdminConfig = Field(default={}, validate_default=True)
+    limits: LimitsConfig = Field(default={}, validate_default=True)
+    drain_s: Annotated[float, Field(ge=0, le=3600)] = Field(default=30.0, description="Time for open requests after SIGTERM.")

@@ -1,0 +1,88 @@
+"""Doors: where requests come in, how the caller is identified there, and which cluster a request goes to."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from meshguard.control.settings.limits import LimitsConfig
+from meshguard.control.settings.values import (
+    AuthorityPattern,
+    ClusterName,
+    DocumentPath,
+    FieldName,
+    FieldValue,
+    ListenAddress,
+    Moment,
+    Name,
+    PathPattern,
+    Seconds,
+    Section,
+    SpiffePattern,
+)
+
+__all__ = ["HeaderChanges", "ListenerConfig", "PathConfig", "RouteConfig", "RouteTimeouts"]
+
+
+class PathConfig(Section):
+    """What a route does with spellings of a path that are refused by default."""
+
+    encoded_slash: Literal["reject", "keep"] = Field(default="reject", description="%2F: refused, or kept inside its segment.")
+    double_encoding: Literal["reject", "keep"] = Field(default="reject", description="%2541 and the like: refused, or kept.")
+    params: Literal["reject", "strip", "keep"] = Field(default="reject", description="/a;x=1: refused, made /a, or kept.")
+    backslash: Literal["reject", "keep"] = Field(default="reject", description="%5C: refused or kept; a raw backslash is always refused.")
+
+
+class HeaderChanges(Section):
+    """Changes to a head on its way: `remove`, then `set` (replaces), then `append`."""
+
+    set: dict[FieldName, FieldValue] = {}
+    append: dict[FieldName, FieldValue] = {}
+    remove: list[FieldName] = []
+
+
+class RouteTimeouts(Section):
+    """Deadlines of one route; absent: the cluster's, and no limit on the whole exchange."""
+
+    response_s: Seconds | None = Field(default=None, description="From the end of the request to the head of the response.")
+    total_s: Seconds | None = Field(default=None, description="The whole exchange.")
+
+
+class RouteConfig(Section):
+    """The first route that matches a request takes it. What is not said matches everything."""
+
+    id: Name = Field(description="Unique; it is the route's name in spans, metrics and the decision log.")
+    to: ClusterName
+    authorities: list[AuthorityPattern] = []
+    paths: list[PathPattern] = Field(default=[], description="Templates: /orders/{id}, /static/**.")
+    methods: list[str] = []
+    headers: dict[FieldName, str] = Field(default={}, description="Fields that one of their lines must equal.")
+    principals: list[SpiffePattern] = Field(default=[], description="Callers by SPIFFE ID or pattern.")
+    path: PathConfig = Field(default={}, validate_default=True)
+    request_headers: HeaderChanges = Field(default={}, validate_default=True)
+    response_headers: HeaderChanges = Field(default={}, validate_default=True)
+    timeouts: RouteTimeouts = Field(default={}, validate_default=True)
+    trailers: Literal["drop", "keep"] = Field(default="drop", description="gRPC needs `keep`.")
+
+
+class ListenerConfig(Section):
+    """One listening socket. Say either `to` (one cluster for everything) or `routes`."""
+
+    address: ListenAddress
+    tls: Literal["mutual", "permissive", "server", "none"] = Field(
+        default="mutual",
+        description="mutual: a client certificate is required; permissive: plaintext is taken too, until `permissive_until`;"
+        " server: TLS without client certificates (an edge); none: plaintext, for local applications.",
+    )
+    permissive_until: Moment | None = Field(default=None, description="End of a relaxation; a date counts to its last second, UTC.")
+    to: ClusterName | None = None
+    routes: list[RouteConfig] = []
+    authorities: list[AuthorityPattern] = Field(default=[], description="Hosts served here; absent: any.")
+    engine: Literal["default", "reference"] = Field(default="default", description="HTTP/1.1 implementation; `reference` is h11, slower.")
+    trusted_proxies: list[SpiffePattern] = Field(default=[], description="Peers whose X-Forwarded-* and XFCC are believed.")
+    strip_headers: list[FieldName] = Field(default=[], description="Fields removed from requests, in every spelling.")
+    underscores: Literal["refuse", "drop", "allow"] = Field(default="refuse", description="Header names with `_`.")
+    limits: LimitsConfig = Field(default={}, validate_default=True)
+    certificate: DocumentPath | None = Field(default=None, description="Server certificate for `tls: server`; absent: the own SVID.")
+    key: DocumentPath | None = None

@@ -1,0 +1,125 @@
+"""From configuration to running clusters: settings, connectors, and how each one speaks TLS under the present identity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from time import time
+from typing import TYPE_CHECKING
+
+from meshguard.control.settings.clusters import ClusterConfig, ClusterTls
+from meshguard.control.views import principal_matcher
+from meshguard.model.errors import IdentityError
+from meshguard.net.cluster.cluster import Cluster
+from meshguard.net.cluster.settings import (
+    CircuitSettings,
+    ClusterSettings,
+    EjectionSettings,
+    HealthSettings,
+    RetrySettings,
+    TimeoutSettings,
+)
+from meshguard.net.connector import ClientTls, Connector
+from meshguard.net.tls import build_client_context, peer_chain
+from meshguard.wire.events import WireLimits
+from meshguard.wire.http1 import ResponseParser
+
+if TYPE_CHECKING:
+    from meshguard.identity.material import Material
+    from meshguard.identity.trust import TrustStore
+    from meshguard.net.channel import Channel
+
+__all__ = ["Upstreams", "client_tls", "cluster_settings"]
+
+
+def cluster_settings(config: ClusterConfig) -> ClusterSettings:
+    """The cluster's own settings, without TLS."""
+    health = config.health
+    return ClusterSettings(
+        endpoints=tuple(str(endpoint) for endpoint in config.endpoints),
+        resolve=config.resolve,
+        refresh_s=config.refresh_s,
+        balance=config.balance,
+        health=None
+        if health is None
+        else HealthSettings(health.path, health.interval_s, health.timeout_s, health.healthy, health.unhealthy),
+        ejection=EjectionSettings(config.ejection.consecutive_failures, config.ejection.eject_s, config.ejection.max_percent),
+        circuit=CircuitSettings(
+            config.circuit.max_in_flight, config.circuit.max_connections, config.circuit.queue, config.circuit.queue_timeout_s
+        ),
+        retries=RetrySettings(config.retries.attempts, config.retries.budget_percent),
+        timeouts=TimeoutSettings(config.timeouts.connect_s, config.timeouts.response_s, config.timeouts.idle_s),
+    )
+
+
+def client_tls(config: ClusterTls | None, material: Material | None, trust: TrustStore | None) -> ClientTls | None:
+    """TLS towards a cluster under this identity. Raises IdentityError, OSError."""
+    if config is None:
+        return None
+    patterns = [*config.spiffe_ids, *([config.spiffe_id] if config.spiffe_id else [])]
+    own = material if (config.use_svid if config.use_svid is not None else bool(patterns)) else None
+    if not patterns:
+        anchors = _certificates(config.ca) if config.ca is not None else None
+        return ClientTls(build_client_context(own, anchors, server_name=True), config.server_name, None)
+    if trust is None:
+        raise IdentityError("tls_context", "a SPIFFE ID of an upstream can only be checked with an own identity and its bundles")
+    matches = principal_matcher(patterns)
+    store = trust
+
+    def verify(channel: Channel) -> None:
+        """INVARIANT: stands in for the host name check and is never skipped (security.md 3)."""
+        tls = channel.tls
+        chain = peer_chain(tls) if tls is not None else ()
+        principal = store.verify(chain, time())
+        if not matches(principal.spiffe_id):
+            raise IdentityError("unexpected_peer", f"the upstream is {principal.spiffe_id}")
+
+    return ClientTls(build_client_context(own, trust.anchors()), None, verify)
+
+
+def _certificates(path: Path) -> list[bytes]:
+    from meshguard.identity.pem import read_certificates
+
+    return read_certificates(path.read_bytes())
+
+
+class Upstreams:
+    """The running clusters by name; they outlive snapshots, so that a reload keeps pools and health."""
+
+    def __init__(self) -> None:
+        self.clusters: dict[str, Cluster] = {}
+        self._connectors: dict[str, Connector] = {}
+        self._tls: dict[str, ClusterTls | None] = {}
+        self._limits = WireLimits()
+
+    def prepare(
+        self, configs: Mapping[str, ClusterConfig], material: Material | None, trust: TrustStore | None
+    ) -> dict[str, tuple[ClusterSettings, ClientTls | None]]:
+        """Everything of a change that can fail, done before anything is changed. Raises ValueError, IdentityError, OSError."""
+        return {name: (cluster_settings(config), client_tls(config.tls, material, trust)) for name, config in configs.items()}
+
+    def apply(
+        self, configs: Mapping[str, ClusterConfig], prepared: Mapping[str, tuple[ClusterSettings, ClientTls | None]]
+    ) -> list[Cluster]:
+        """Makes the clusters what was prepared; gives those that are no longer wanted, to be drained once no snapshot uses them."""
+        for name, (settings, tls) in prepared.items():
+            cluster = self.clusters.get(name)
+            if cluster is None:
+                connector = Connector(lambda: ResponseParser(self._limits), tls)
+                cluster = Cluster(name, settings, connector.connect, opener=connector.open_stream)
+                connector.cluster = cluster
+                self.clusters[name] = cluster
+                self._connectors[name] = connector
+                cluster.start()
+            else:
+                connector = self._connectors[name]
+                connector.tls = tls
+                if cluster.settings != settings:
+                    cluster.reconfigure(settings)
+                if tls is not None or self._tls[name] is not None:
+                    cluster.recycle()  # connections made under the old identity or trust take no further request
+            self._tls[name] = configs[name].tls
+        gone = [name for name in self.clusters if name not in prepared]
+        for name in gone:
+            del self._connectors[name], self._tls[name]
+        return [self.clusters.pop(name) for name in gone]

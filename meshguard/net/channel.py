@@ -1,0 +1,320 @@
+"""A channel: the byte stream below a connection, in plaintext or TLS, with one interface for both.
+
+The TLS channel runs OpenSSL over memory BIOs on a plain transport: measured 10 % less CPU per request than the loop's own TLS.
+A channel calls its application: `attached(channel)` when there is a transport, `connected(channel)` once the stream is usable (after
+the handshake), `received(data)`, `ended()` when the peer has closed its side in order, `lost(reason)` once at the end, `pause()` and
+`resume()` for back-pressure of our writes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable
+from ssl import MemoryBIO, SSLContext, SSLWantReadError
+from typing import Any, Protocol, cast
+
+__all__ = ["Application", "Channel", "PlainChannel", "TlsChannel"]
+
+_RECORD = 16384
+"""Largest TLS record: reading in pieces of this size empties one per call."""
+HIGH_WATER = 65536
+"""Octets in a write buffer before the application is paused (security.md 6)."""
+
+
+class Application(Protocol):
+    """What sits on a channel."""
+
+    def attached(self, channel: Channel) -> None: ...
+    def connected(self, channel: Channel) -> None: ...
+    def received(self, data: bytes) -> None: ...
+    def ended(self) -> None: ...
+    def lost(self, reason: str) -> None: ...
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+
+
+class Channel(asyncio.Protocol):
+    """Common part. `write` is an instance attribute so that the plain case is the transport's own method."""
+
+    __slots__ = ("_application", "closed", "peer", "transport", "write")
+
+    write: Callable[[bytes], Any]
+
+    def __init__(self, application: Application) -> None:
+        self._application = application
+        self.closed = False
+        self.transport: asyncio.Transport = None  # type: ignore[assignment]  # set by connection_made before any use
+        self.peer: tuple[str, int] = ("", 0)
+
+    def _attach(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = stream = cast("asyncio.Transport", transport)
+        stream.set_write_buffer_limits(high=HIGH_WATER, low=HIGH_WATER // 4)
+        address = transport.get_extra_info("peername")
+        if isinstance(address, tuple) and len(address) >= 2:
+            self.peer = (str(address[0]), int(address[1]))
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    @property
+    def tls(self) -> ssl.SSLObject | None:
+        return None
+
+    @property
+    def local(self) -> tuple[str, int]:
+        address = self.transport.get_extra_info("sockname")
+        return (str(address[0]), int(address[1])) if isinstance(address, tuple) and len(address) >= 2 else ("", 0)
+
+    def pause_reading(self) -> None:
+        if not self.closed:
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if not self.closed:
+            self.transport.resume_reading()
+
+    def close(self) -> None:
+        """Ends the stream in order after what was written."""
+        if not self.closed:
+            self.closed = True
+            self.write = _discard
+            self.transport.close()
+
+    def end_writing(self) -> None:
+        """Our side is over after what was written; what the peer still sends is read. Then `close` or `abort`."""
+        if not self.closed:
+            self.write = _discard
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
+
+    def abort(self) -> None:
+        """Ends the stream at once: the peer sees a reset, or at least no orderly end, so that nothing cut short looks whole."""
+        if not self.closed:
+            self.closed = True
+            self.write = _discard
+            _reset_on_close(self.transport)
+            self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
+        self.write = _discard
+        application, self._application = self._application, _GONE
+        application.lost("" if exc is None else type(exc).__name__)
+
+    def pause_writing(self) -> None:
+        self._application.pause()
+
+    def resume_writing(self) -> None:
+        self._application.resume()
+
+
+class PlainChannel(Channel):
+    """No encryption: bytes go straight through."""
+
+    __slots__ = ()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._attach(transport)
+        self._application.attached(self)
+        self.write = self.transport.write
+        self._application.connected(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._application.received(data)
+
+    def eof_received(self) -> bool:
+        self._application.ended()
+        return not self.closed  # half-closed: what is under way may still be answered
+
+
+class TlsChannel(Channel):
+    """TLS by OpenSSL over memory BIOs. The application hears nothing before the handshake is complete."""
+
+    __slots__ = (
+        "_context",
+        "_feed",
+        "_fill",
+        "_held",
+        "_incoming",
+        "_object",
+        "_outgoing",
+        "_plaintext_answer",
+        "_read",
+        "_seal",
+        "_server_name",
+        "established",
+    )
+
+    def __init__(
+        self, application: Application, context: SSLContext, server_name: str | None = None, *, plaintext_answer: bytes = b""
+    ) -> None:
+        super().__init__(application)
+        self._plaintext_answer = plaintext_answer
+        self._held = False
+        self._context = context
+        self._server_name = server_name
+        self.established = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._attach(transport)
+        self._application.attached(self)
+        self._incoming = incoming = MemoryBIO()
+        self._outgoing = outgoing = MemoryBIO()
+        server_side = self._context.protocol == ssl.PROTOCOL_TLS_SERVER
+        self._object = self._context.wrap_bio(incoming, outgoing, server_side=server_side, server_hostname=self._server_name)
+        low = self._object._sslobj  # type: ignore[attr-defined]  # SSLObject's wrappers cost 0.2 us a call and add nothing here
+        self._read = low.read
+        self._seal = low.write
+        self._feed = incoming.write
+        self._fill = outgoing.read
+        self.write = _discard
+        if not server_side:
+            self._handshake()
+
+    @property
+    def tls(self) -> ssl.SSLObject | None:
+        return self._object
+
+    def _handshake(self) -> None:
+        try:
+            self._object.do_handshake()
+        except SSLWantReadError:
+            self._flush()
+            return
+        except ssl.SSLError as exc:
+            self._flush()  # the alert
+            self._refuse(exc)
+            return
+        self.established = True
+        self._flush()
+        self.write = self._send
+        self._application.connected(self)
+
+    def _refuse(self, exc: ssl.SSLError) -> None:
+        if exc.reason == "HTTP_REQUEST" and self._plaintext_answer:
+            self.transport.write(self._plaintext_answer)  # OpenSSL has seen an HTTP method: say so in the client's own language
+        application, self._application = self._application, _GONE
+        self.close()
+        application.lost(f"tls: {exc.reason or type(exc).__name__}")
+
+    def _flush(self) -> None:
+        if self._outgoing.pending:
+            self.transport.write(self._fill())
+
+    def _send(self, data: bytes) -> None:
+        # The only failure of a write to a memory BIO is a connection that is already shut down; the peer is gone then.
+        try:
+            self._seal(data)
+        except ssl.SSLError:
+            self.abort()
+            return
+        self.transport.write(self._fill())
+
+    def pause_reading(self) -> None:
+        self._held = True
+        super().pause_reading()
+
+    def resume_reading(self) -> None:
+        if self._held:
+            self._held = False
+            super().resume_reading()
+            if self._incoming.pending:  # records that came in the same read as the one that made the application pause
+                asyncio.get_running_loop().call_soon(self._drain)
+
+    def data_received(self, data: bytes) -> None:
+        self._feed(data)
+        if not self.established:
+            self._handshake()
+            if not self.established or not self._incoming.pending:
+                return
+        self._drain()
+
+    def _drain(self) -> None:
+        incoming = self._incoming
+        read = self._read
+        try:
+            while not self.closed and not self._held:
+                plain = read(_RECORD)
+                if not plain:
+                    self._peer_closed()
+                    return
+                self._application.received(plain)
+                if not incoming.pending:
+                    break
+            else:
+                return
+        except SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:
+            self._peer_closed()
+            return
+        except ssl.SSLError as exc:
+            self._flush()
+            self.abort()
+            self._application.lost(f"tls: {exc.reason or type(exc).__name__}")
+            self._application = _GONE
+            return
+        if self._outgoing.pending:  # key updates and the like ask for an answer
+            self._flush()
+
+    def _peer_closed(self) -> None:
+        if not self.closed:
+            self._application.ended()
+
+    def eof_received(self) -> bool:
+        """TCP closed without close_notify: a truncation, never the orderly end of a message that its connection ends."""
+        if self.closed:
+            return False
+        if not self.established:
+            self.abort()
+            return False
+        self._application.lost("tls: truncated")
+        self._application = _GONE
+        self.abort()
+        return False
+
+    def close(self) -> None:
+        self._notify()
+        super().close()
+
+    def end_writing(self) -> None:
+        self._notify()
+        super().end_writing()
+
+    def _notify(self) -> None:
+        if not self.closed and self.established and self.write is not _discard:
+            try:
+                self._object.unwrap()
+            except ssl.SSLError:
+                pass  # we do not wait for the peer's close_notify (RFC 8446 section 6.1 allows it)
+            self._flush()
+
+
+def _discard(data: bytes) -> None:
+    """Where writes go after the end."""
+
+
+def _reset_on_close(transport: asyncio.Transport) -> None:
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        except OSError:
+            pass  # already closed by the peer
+
+
+class _Gone:
+    """The application of a channel that has ended."""
+
+    def attached(self, channel: Channel) -> None: ...
+    def connected(self, channel: Channel) -> None: ...
+    def received(self, data: bytes) -> None: ...
+    def ended(self) -> None: ...
+    def lost(self, reason: str) -> None: ...
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+
+
+_GONE: Application = _Gone()

@@ -1,0 +1,118 @@
+"""Active health: GET a path of every endpoint, again and again, on a connection of its own.
+
+    unknown   --first result--> healthy | unhealthy        (at once: readiness is known after one round)
+    healthy   --`unhealthy` failures in a row--> unhealthy
+    unhealthy --`healthy` successes in a row--> healthy
+
+Until the first result an endpoint counts as healthy: a deployment must not wait for its own checks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import ssl
+from collections.abc import Awaitable, Callable
+
+import h11
+
+from meshguard.model.errors import RequestError
+from meshguard.net.cluster.endpoint import Endpoint
+from meshguard.net.cluster.settings import HealthSettings
+from meshguard.net.cluster.tasks import Tasks
+
+__all__ = ["HEAD_BYTES", "Checks", "Opener", "probe"]
+
+Opener = Callable[[Endpoint], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
+"""Opens a byte stream as requests to this endpoint use it (plaintext, or TLS with the peer authenticated)."""
+
+HEAD_BYTES = 16 * 1024
+"""A longer response head is a failed check."""
+_SPREAD = 0.1
+"""Intervals vary by this share, so that the checks of a fleet do not arrive in step."""
+
+_log = logging.getLogger(__name__)
+
+
+async def probe(endpoint: Endpoint, settings: HealthSettings, opener: Opener) -> int:
+    """The status of one check; raises OSError, TimeoutError, RequestError or h11.ProtocolError. The body is not read."""
+    async with asyncio.timeout(settings.timeout_s):
+        reader, writer = await opener(endpoint)
+        try:
+            client = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_BYTES)
+            name = endpoint.address.name
+            host = settings.host or f"{f'[{name}]' if ':' in name else name}:{endpoint.address.port}"
+            headers = [("Host", host), ("User-Agent", "meshguard-health"), ("Accept", "*/*"), ("Connection", "close")]
+            writer.write(client.send(h11.Request(method="GET", target=settings.path, headers=headers)) or b"")
+            writer.write(client.send(h11.EndOfMessage()) or b"")
+            await writer.drain()
+            while True:
+                event = client.next_event()
+                if event is h11.NEED_DATA:
+                    client.receive_data(await reader.read(HEAD_BYTES))
+                elif isinstance(event, h11.Response):
+                    return int(event.status_code)
+                elif not isinstance(event, h11.InformationalResponse):
+                    raise ConnectionResetError("the connection ended without a response")
+        finally:
+            # abort, not close: a graceful TLS end could outlast the deadline
+            writer.transport.abort()
+
+
+class Checks:
+    """Runs the checks of a cluster's endpoints; `verdict(endpoint, healthy)` is called when one is reached."""
+
+    __slots__ = ("_opener", "_settings", "_spawn", "_tasks", "_verdict")
+
+    def __init__(self, settings: HealthSettings, tasks: Tasks, opener: Opener, verdict: Callable[[Endpoint, bool], None]) -> None:
+        self._settings = settings
+        self._spawn = tasks.spawn
+        self._opener = opener
+        self._verdict = verdict
+        self._tasks: dict[Endpoint, asyncio.Task[None]] = {}
+
+    @property
+    def settings(self) -> HealthSettings:
+        return self._settings
+
+    def watch(self, endpoint: Endpoint) -> None:
+        """Begin with `endpoint`, at once."""
+        if endpoint not in self._tasks:
+            self._tasks[endpoint] = self._spawn(self._watch(endpoint), f"health {endpoint.key}")
+
+    def leave(self, endpoint: Endpoint) -> None:
+        """Stop checking `endpoint`."""
+        task = self._tasks.pop(endpoint, None)
+        if task is not None:
+            task.cancel()
+
+    def stop(self) -> None:
+        """Stop all."""
+        for endpoint in list(self._tasks):
+            self.leave(endpoint)
+
+    async def _watch(self, endpoint: Endpoint) -> None:
+        settings = self._settings
+        row = 0  # results in a row that contradict the verdict
+        while True:
+            good = await self._check(endpoint)
+            if not good:
+                endpoint.stats.checks_failed += 1
+            if good is endpoint.healthy:
+                row = 0
+            else:
+                row += 1
+                if endpoint.healthy is None or row >= (settings.healthy if good else settings.unhealthy):
+                    row = 0
+                    _log.info("endpoint %s is %s", endpoint.key, "healthy" if good else "unhealthy")
+                    self._verdict(endpoint, good)
+            await asyncio.sleep(settings.interval_s * (1 + random.uniform(-_SPREAD, _SPREAD)))
+
+    async def _check(self, endpoint: Endpoint) -> bool:
+        try:
+            status = await probe(endpoint, self._settings, self._opener)
+        except (OSError, ssl.SSLError, RequestError, h11.ProtocolError) as error:  # TimeoutError is an OSError
+            _log.debug("health check of %s failed: %s", endpoint.key, error or type(error).__name__)
+            return False
+        return any(low <= status <= high for low, high in self._settings.statuses)

@@ -1,0 +1,405 @@
+"""The HTTP/1.1 door: one downstream connection, its requests strictly one after the other.
+
+Theory of operation. IDLE -> (head parsed) BUSY -> (exchange over) IDLE ... -> LINGERING -> closed. While BUSY, body events go to the
+exchange and pipelined bytes wait in the engine, bounded by pausing the channel. A refused request whose body is short is DRAINING:
+its body is read and thrown away so that the connection can go on. After any doubt about framing, or with much body left, the
+connection lingers: our side is closed and what still arrives is discarded for a moment, so that the answer is not lost to a TCP
+reset, and nothing of it is read as a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from email.utils import formatdate
+from time import monotonic
+from typing import Any
+
+from meshguard.model.errors import RequestError
+from meshguard.model.messages import CHUNKED, NO_BODY, UNTIL_CLOSE, RequestHead
+from meshguard.model.reasons import REQUEST_TIMEOUT, Reason
+from meshguard.net.channel import HIGH_WATER, Channel
+from meshguard.net.stream import Handler, Stream
+from meshguard.wire.chunked import encode_chunk, encode_last_chunk
+from meshguard.wire.events import EndOfMessage, RequestEngine
+from meshguard.wire.serialise import CHUNKED_LINE, INTERIM_CONTINUE, STATUS_LINES, status_line
+
+__all__ = ["ConnectionLimits", "Http1Connection"]
+
+log = logging.getLogger(__name__)
+
+_LINGER_S = 2.0
+_CLOSE = b"connection: close\r\n"
+
+
+class ConnectionLimits:
+    """Deadlines of a downstream connection in seconds; sizes in octets (0: no limit)."""
+
+    __slots__ = (
+        "body_bytes",
+        "body_idle_s",
+        "body_total_s",
+        "handshake_s",
+        "head_s",
+        "idle_s",
+        "refused_body_bytes",
+        "requests_per_turn",
+    )
+
+    def __init__(
+        self,
+        handshake_s: float = 5.0,
+        head_s: float = 10.0,
+        body_idle_s: float = 10.0,
+        body_total_s: float = 60.0,
+        idle_s: float = 60.0,
+        body_bytes: int = 0,
+        refused_body_bytes: int = 65536,
+        requests_per_turn: int = 32,
+    ) -> None:
+        self.handshake_s = handshake_s
+        self.head_s = head_s
+        self.body_idle_s = body_idle_s
+        self.body_total_s = body_total_s
+        self.idle_s = idle_s
+        self.body_bytes = body_bytes
+        self.refused_body_bytes = refused_body_bytes
+        self.requests_per_turn = requests_per_turn
+
+
+class Http1Connection:
+    """An `Application` on a channel and the `Downstream` of its exchanges. See the module."""
+
+    __slots__ = (
+        "_chunked",
+        "_close_after",
+        "_discarded",
+        "_draining",
+        "_engine",
+        "_handler",
+        "_head",
+        "_head_since",
+        "_limits",
+        "_lingering",
+        "_out",
+        "_pumping",
+        "_since",
+        "_turn",
+        "channel",
+        "draining",
+        "peer",
+        "request_held",
+        "stream",
+    )
+
+    channel: Channel
+
+    def __init__(self, handler: Handler, engine: RequestEngine, limits: ConnectionLimits) -> None:
+        self._handler = handler
+        self._engine = engine
+        self._limits = limits
+        self._since = monotonic()
+        self._head_since = 0.0
+        self._out = b""
+        self._head: RequestHead | None = None
+        self._chunked = False
+        self._close_after = False
+        self._draining = False
+        self._lingering = False
+        self._pumping = False
+        self._discarded = 0
+        self._turn = 0
+        self.peer: Any = None
+        self.stream: Stream | None = None
+        self.request_held = False
+        self.draining = False  # set by the listener: no further request on this connection
+
+    # -- the channel ----------------------------------------------------------------------------------------------------
+
+    def attached(self, channel: Channel) -> None:
+        self.channel = channel
+
+    def connected(self, channel: Channel) -> None:
+        self._since = monotonic()
+        self.peer = self._handler.welcome(self, channel)
+
+    def received(self, data: bytes) -> None:
+        if self._lingering:
+            self._discarded += len(data)
+            if self._discarded > self._limits.refused_body_bytes:
+                self.channel.abort()
+            return
+        engine = self._engine
+        engine.receive(data)
+        if not self._pumping:
+            self._pump()
+            if engine.buffered > HIGH_WATER and not self.request_held:
+                self.hold_request()
+
+    def ended(self) -> None:
+        """The client closed its side: what is under way may be answered, nothing more comes."""
+        if self.stream is None or self._engine.in_head:
+            self.channel.close()
+        elif not self._lingering:
+            self._close_after = True
+
+    def lost(self, reason: str) -> None:
+        stream, self.stream = self.stream, None
+        if stream is not None:
+            stream.client_gone(reason or "closed")
+        self._handler.farewell(self, self.peer, reason)
+
+    def pause(self) -> None:
+        if self.stream is not None:
+            self.stream.pause()
+
+    def resume(self) -> None:
+        if self.stream is not None:
+            self.stream.resume()
+
+    # -- reading --------------------------------------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        """Takes events from the engine until it has none, or the exchange has to move first."""
+        self._pumping = True
+        engine = self._engine
+        try:
+            while not self._lingering:
+                if self.request_held:
+                    break
+                event = engine.next()
+                if event is None:
+                    if self.stream is None and not self._head_since and engine.in_head:
+                        self._head_since = monotonic()
+                    break
+                if type(event) is RequestHead:
+                    self._begin(event)
+                    if event.length == NO_BODY and self.stream is not None:
+                        break
+                elif self._draining:
+                    self._drain(event)
+                elif self.stream is not None:
+                    if type(event) is bytes:
+                        self.stream.request_data(event)
+                    elif type(event) is EndOfMessage:
+                        self.stream.request_end(event.trailers)
+        except RequestError as error:
+            self._broken(error)
+        except Exception as exc:
+            # outermost loop of the connection: whatever it was, nothing goes on and the client gets a 5xx or a cut
+            self._unforeseen(exc)
+        finally:
+            self._pumping = False
+        if self.stream is not None:
+            self.stream.flush_request()
+
+    def _begin(self, head: RequestHead) -> None:
+        self._head = head
+        self._head_since = 0.0
+        self._chunked = False
+        if not head.keep_alive or self.draining:
+            self._close_after = True
+        self._handler.begin(self, self.peer, head)
+
+    def _broken(self, error: RequestError) -> None:
+        """The engine refused what came: in a head it is a request of its own, in a body it is the end of the exchange."""
+        self._close_after = True
+        stream = self.stream
+        if stream is not None:
+            stream.fail(error)
+        elif self._draining:
+            self._linger()
+        else:
+            self._head = None
+            self._handler.refuse_head(self, self.peer, error)
+
+    def _unforeseen(self, exc: Exception) -> None:
+        self._close_after = True
+        if self.stream is not None:
+            self.stream.fail(exc)
+        else:
+            log.error("exception in a connection", exc_info=exc)
+            self.channel.abort()
+
+    def _drain(self, event: object) -> None:
+        if type(event) is bytes:
+            self._discarded += len(event)
+            if self._discarded > self._limits.refused_body_bytes:
+                self._linger()
+        else:
+            self._draining = False
+            self._next()
+
+    def _next(self) -> None:
+        """Ready for the next request."""
+        self._engine.restart()
+        self._since = monotonic()
+        if self.request_held:
+            self.release_request()
+        if self._engine.buffered and not self._pumping:
+            self._turn += 1
+            if self._turn >= self._limits.requests_per_turn:
+                self._turn = 0
+                asyncio.get_running_loop().call_soon(self._pump)
+            else:
+                self._pump()
+
+    # -- writing (Downstream) -------------------------------------------------------------------------------------------
+
+    def send_whole(self, status: int, block: bytes, body: bytes) -> None:
+        self.channel.write(
+            b"%b%bcontent-length: %d\r\n%b\r\n%b"
+            % (STATUS_LINES.get(status) or status_line(status), block, len(body), _CLOSE if self._close_after else b"", body)
+        )
+
+    def send_interim(self, status: int, block: bytes) -> None:
+        if self._head is not None and self._head.minor == 1:
+            self.channel.write(b"%b%b\r\n" % (status_line(status), block))
+
+    def send_continue(self) -> None:
+        """The answer to `Expect: 100-continue`, after the decision."""
+        self.channel.write(INTERIM_CONTINUE)
+
+    def send_head(self, status: int, block: bytes, length: int, specials: list[tuple[bytes, bytes]]) -> None:
+        head = self._head
+        framing = b""
+        if length > 0:
+            framing = b"content-length: %d\r\n" % length
+        elif length == NO_BODY:
+            described = next((value for name, value in specials if name == b"content-length"), None)
+            if described is not None:
+                framing = b"content-length: %b\r\n" % described
+            elif status not in (204, 304) and not (head is not None and head.method == b"HEAD"):
+                framing = b"content-length: 0\r\n"
+        elif head is not None and head.minor == 1 and length in (CHUNKED, UNTIL_CLOSE):
+            self._chunked = True
+            framing = CHUNKED_LINE
+        else:
+            self._close_after = True
+        if self._close_after:
+            framing += _CLOSE
+        self._out = b"%b%b%b\r\n" % (status_line(status), block, framing)
+
+    def send_data(self, data: bytes) -> None:
+        if self._chunked:
+            data = encode_chunk(data)
+        self._out = self._out + data if self._out else data
+        if len(self._out) > HIGH_WATER:
+            self.flush()
+
+    def send_end(self, trailers: bytes) -> None:
+        if self._chunked:
+            self._out += encode_last_chunk(trailers)
+        self.flush()
+
+    def flush(self) -> None:
+        out = self._out
+        if out:
+            self._out = b""
+            self.channel.write(out)
+
+    def send_refusal(self, reason: Reason, block: bytes, body: bytes) -> None:
+        head = self._head
+        if reason.closes or head is None or not self._may_drain(head):
+            self._close_after = True
+        body_out = b"" if head is not None and head.method == b"HEAD" else body
+        connection = _CLOSE if self._close_after else b""
+        date = formatdate(usegmt=True).encode("ascii")
+        self._out = b""
+        self.channel.write(
+            b"%bdate: %b\r\n%bcontent-length: %d\r\n%b\r\n%b" % (status_line(reason.status), date, block, len(body), connection, body_out)
+        )
+
+    def _may_drain(self, head: RequestHead) -> bool:
+        return not head.expect and head.length <= self._limits.refused_body_bytes
+
+    def reset(self) -> None:
+        self._out = b""
+        self.stream = None
+        self.channel.abort()
+
+    def hold_request(self) -> None:
+        if not self.request_held:
+            self.request_held = True
+            self.channel.pause_reading()
+
+    def release_request(self) -> None:
+        if self.request_held:
+            self.request_held = False
+            self.channel.resume_reading()
+            if not self._pumping:
+                self._pump()
+
+    def exchange_over(self, request_complete: bool) -> None:
+        self.stream = None
+        if self._close_after:
+            if request_complete and not self._engine.buffered:
+                self.channel.close()
+            else:
+                self._linger()
+        elif request_complete:
+            self._next()
+        else:
+            self._draining = True
+            self._discarded = 0
+            if self.request_held:
+                self.release_request()
+            elif not self._pumping:
+                self._pump()
+
+    # -- the end --------------------------------------------------------------------------------------------------------
+
+    def _linger(self) -> None:
+        self._lingering = True
+        self._draining = False
+        self._discarded = 0
+        self._since = monotonic()
+        self.channel.end_writing()
+        if self.request_held:
+            self.request_held = False
+            self.channel.resume_reading()
+
+    def expire(self, now: float) -> None:
+        """One look by the listener's sweep."""
+        stream = self.stream
+        limits = self._limits
+        if stream is not None:
+            stream.expire(now)
+        elif self.peer is None:
+            if now - self._since > limits.handshake_s:
+                self.abandon("handshake timeout")
+        elif self._lingering:
+            if now - self._since > _LINGER_S:
+                self.channel.abort()
+        elif self._head_since:
+            if now - self._head_since > limits.head_s:
+                self._broken(RequestError(REQUEST_TIMEOUT, "head"))
+        elif self._draining:
+            if now - self._since > limits.body_total_s:
+                self.channel.abort()
+        elif now - self._since > limits.idle_s:
+            self.channel.close()
+
+    def finish(self) -> None:
+        """No further request: closes now when idle, else after the answer under way (drain, expiry of the identity)."""
+        self.draining = True
+        self._close_after = True
+        if self.stream is None and not self._lingering and not self._head_since:
+            self.channel.close()
+
+    def cut(self, why: str) -> None:
+        """The identity of the connection is no longer good: what is under way is refused or cut, then it ends."""
+        self._close_after = True
+        if self.stream is not None:
+            self.stream.client_gone(why)
+            self.stream = None
+            self.channel.abort()
+        elif not self._lingering:
+            self.channel.close()
+
+    def abandon(self, why: str) -> None:
+        """Ends the connection at once, also before the handshake is complete."""
+        stream, self.stream = self.stream, None
+        if stream is not None:
+            stream.client_gone(why)
+        self.channel.abort()

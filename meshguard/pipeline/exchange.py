@@ -1,0 +1,460 @@
+"""One request and its answer: the state between a door (downstream stream), the journey and an upstream connection.
+
+The exchange *is* the light record (`model.record.RequestRecord`): telemetry reads its attributes off the path and nothing is
+copied per request. After `finish` its references to connections and bodies are gone.
+
+States: a request is *deciding* (no upstream yet), *forwarding*, or *over*. The response is *awaited*, *begun* or *complete*. The door
+calls `request_data`, `request_end`, `client_gone`, `pause`, `resume`; the cluster calls `connected` or `failed`; the upstream
+connection calls `response_head`, `response_data`, `response_end`, `upstream_failed`, `upstream_paused`, `upstream_resumed`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from time import monotonic
+from typing import TYPE_CHECKING, cast
+
+from meshguard.model.errors import RequestError
+from meshguard.model.messages import CHUNKED, NO_BODY, RequestHead, ResponseHead
+from meshguard.model.reasons import (
+    BODY_TOO_LARGE,
+    INTERNAL_ERROR,
+    REQUEST_TIMEOUT,
+    UPSTREAM_RESET,
+    UPSTREAM_TIMEOUT,
+    Reason,
+)
+from meshguard.model.record import FieldOperation
+from meshguard.model.verdicts import Denial, Permit
+from meshguard.net.cluster.calls import Call
+from meshguard.net.cluster.endpoint import Connection, Endpoint
+from meshguard.pipeline.inspection import Inspection
+from meshguard.pipeline.refusal import problem_response
+
+if TYPE_CHECKING:
+    from meshguard.net.cluster.cluster import Cluster
+    from meshguard.net.http1_client import UpstreamConnection
+    from meshguard.net.stream import Downstream
+    from meshguard.pipeline.journey import Journey
+    from meshguard.pipeline.peer import Peer
+    from meshguard.pipeline.plan import Plan
+
+__all__ = ["Exchange"]
+
+log = logging.getLogger(__name__)
+
+# RFC 9110 section 9.2.1 and idempotence in section 9.2.2: only these are sent again when a kept-alive connection dies under them.
+_NOTHING: frozenset[Endpoint] = frozenset()
+_SAFE = frozenset((b"GET", b"HEAD", b"OPTIONS"))
+
+
+class Exchange(Call):
+    """See the module. Attributes up to `subject` are the record's."""
+
+    __slots__ = (
+        "_cluster",
+        "_connection",
+        "_door",
+        "_head_out",
+        "_inspection",
+        "_interims",
+        "_journey",
+        "_request_complete",
+        "_response_complete",
+        "_response_length",
+        "_response_sent",
+        "_touched",
+        "aborted",
+        "answered",
+        "block",
+        "client_span_id",
+        "detail",
+        "ended",
+        "forwarded",
+        "head",
+        "number",
+        "operations",
+        "parent_id",
+        "peer",
+        "plan",
+        "refusal",
+        "request_bytes",
+        "request_length",
+        "response_bytes",
+        "sampled",
+        "span_id",
+        "started",
+        "status",
+        "subject",
+        "trace_id",
+        "trace_lines",
+        "upstream",
+        "verdict",
+    )
+
+    def __init__(self, journey: Journey, door: Downstream, peer: Peer, head: RequestHead | None, number: int) -> None:
+        self.excluded = _NOTHING  # the three of Call, set here: a call of super().__init__ costs 60 ns
+        self.attempts = 0
+        self.ticket = None
+        self._journey = journey
+        self._door: Downstream | None = door
+        self._connection: UpstreamConnection | None = None
+        self._cluster: Cluster | None = None
+        self._inspection: Inspection | None = None
+        self._head_out = b""
+        self._request_complete = head is None or head.length == NO_BODY
+        self._response_complete = False
+        self._response_sent = False
+        self._response_length = 0
+        self._interims = 0
+        self._touched = 0.0
+        self.peer = peer
+        self.head = head
+        self.number = number
+        self.plan: Plan | None = None
+        self.verdict: Permit | Denial | None = None
+        self.refusal: Reason | None = None
+        self.detail = ""
+        self.status = 0
+        self.started = monotonic()
+        self.forwarded = 0.0
+        self.answered = 0.0
+        self.ended = 0.0
+        self.request_bytes = 0
+        self.response_bytes = 0
+        self.upstream = ""
+        self.aborted = ""
+        self.trace_id = b""
+        self.trace_lines = b""
+        self.block: bytes | None = None  # the field block to send where it is not the head's own
+        self.request_length = NO_BODY if head is None else head.length  # of the body as it goes to the upstream
+        self.parent_id = b""
+        self.span_id = b""  # derived off the path (telemetry.span_ids)
+        self.client_span_id = b""
+        self.sampled = False
+        self.operations: Sequence[FieldOperation] = ()
+        self.subject = ""
+
+    @property
+    def decision_id(self) -> str:
+        return f"{self._journey.boot_id}-{self.number:x}"
+
+    # -- forwarding -----------------------------------------------------------------------------------------------------
+
+    def forward(self, permit: Permit, cluster: Cluster, head_out: bytes) -> None:
+        """Sends the request to `cluster`. INVARIANT: takes the `Permit`; there is no other way to the network."""
+        self.verdict = permit
+        self._cluster = cluster
+        self._head_out = head_out
+        connection = cluster.checkout()
+        if connection is None:
+            if not self._request_complete and self._door is not None:
+                self._door.hold_request()  # the body waits with the client until there is somewhere to send it
+            cluster.submit(self)
+        else:
+            self.connected(connection)
+
+    def connected(self, conn: Connection) -> None:
+        """The cluster gives a connection (Call interface)."""
+        connection = cast("UpstreamConnection", conn)  # what the connector of the cluster makes
+        if self.ended:
+            connection.cluster.release(connection)
+            return
+        self._connection = connection
+        self.upstream = connection.endpoint.key
+        self.forwarded = self._touched = monotonic()
+        head = self.head
+        if head is None:
+            return
+        connection.start(self, self._head_out, head.method, self.request_length == CHUNKED)
+        if self._inspection is not None:
+            self._inspection.release_request(self)
+        if self._request_complete:
+            connection.flush()
+        elif self._door is not None and self._door.request_held:
+            self._door.release_request()
+
+    def failed(self, reason: Reason, detail: str) -> None:
+        """The cluster has no connection to give (Call interface)."""
+        if not self.ended:
+            self._cluster = None
+            self.refuse(reason, detail)
+
+    def request_data(self, data: bytes) -> None:
+        self.request_bytes += len(data)
+        limit = self.peer.limits.body_bytes
+        if limit and self.request_bytes > limit:
+            self.refuse(BODY_TOO_LARGE)
+            return
+        if self._inspection is not None and self._inspection.takes_request(self, data):
+            return
+        connection = self._connection
+        if connection is not None:
+            self._touched = monotonic()
+            connection.send_data(data)
+
+    def request_end(self, trailers: bytes) -> None:
+        self._request_complete = True
+        if self._inspection is not None and self._inspection.ends_request(self):
+            return
+        connection = self._connection
+        if connection is not None:
+            keep = trailers and self.plan is not None and self.plan.keep_trailers
+            connection.send_end(trailers if keep else b"")
+            connection.flush()
+
+    def flush_request(self) -> None:
+        if self._connection is not None:
+            self._connection.flush()
+
+    @property
+    def connection(self) -> UpstreamConnection | None:
+        return self._connection
+
+    def inspection(self, journey: Journey) -> Inspection:
+        """The bodies of this exchange, for a route with field rules."""
+        if self._inspection is None:
+            self._inspection = Inspection(journey)
+        return self._inspection
+
+    def send_continue(self) -> None:
+        if self._door is not None:
+            self._door.send_continue()
+
+    def send_body(self, data: bytes) -> None:
+        if self._door is not None:
+            self._door.send_data(data)
+
+    @property
+    def waiting_for_client(self) -> bool:
+        """The next octet has to come from the client (and is not held back by us)."""
+        return not self._request_complete and not (self._door is not None and self._door.request_held)
+
+    # -- the answer -----------------------------------------------------------------------------------------------------
+
+    def response_whole(self, head: ResponseHead, body: bytes) -> None:
+        """The usual answer: all of it at once. The same as head, data and end, in a third of the calls."""
+        plan, door, connection = self.plan, self._door, self._connection
+        if door is None or plan is None or plan.inspects_response or connection is None or not self._request_complete:
+            self.response_head(head)
+            if body:
+                self.response_data(body)
+            self.response_end(b"")
+            return
+        self.answered = monotonic()
+        self.status = head.status
+        self.response_bytes = len(body)
+        self._connection = self._door = None
+        connection.finish(True)
+        door.send_whole(head.status, head.block if plan.response_operations is None else plan.response_operations.apply(head.block), body)
+        self.finish()
+        door.exchange_over(True)
+
+    def response_head(self, head: ResponseHead) -> None:
+        door = self._door
+        if door is None:
+            return
+        if head.status < 200:
+            self._interim(door, head)
+            return
+        self.answered = self._touched = monotonic()
+        self.status = head.status
+        plan = self.plan
+        block = head.block
+        if plan is not None:
+            if plan.response_operations is not None:
+                block = plan.response_operations.apply(block)
+            if plan.inspects_response and self._journey.inspect_response(self, head, block):
+                return
+        self.send_head(head.status, block, head)
+
+    def send_head(self, status: int, block: bytes, head: ResponseHead, length: int | None = None) -> None:
+        """Passes a response head on; `length` replaces the upstream's where the body was changed."""
+        door = self._door
+        if door is not None:
+            self._response_sent = True
+            door.send_head(status, block, head.length if length is None else length, head.specials)
+
+    def _interim(self, door: Downstream, head: ResponseHead) -> None:
+        if head.status == 101:
+            self.upstream_failed(UPSTREAM_RESET, "switching protocols was not asked for")
+            return
+        self._interims += 1
+        if self._interims > 16:  # a flood of interim answers keeps every deadline from running out
+            self.upstream_failed(UPSTREAM_RESET, "too many interim responses")
+            return
+        if head.status != 100:  # `Expect` was answered here
+            door.send_interim(head.status, head.block)
+
+    def response_data(self, data: bytes) -> None:
+        if self._inspection is not None and self._inspection.takes_response(self, data):
+            return
+        door = self._door
+        if door is not None:
+            self.response_bytes += len(data)
+            self._touched = monotonic()
+            door.send_data(data)
+
+    def response_end(self, trailers: bytes) -> None:
+        if self._inspection is not None and self._inspection.ends_response(self):
+            return
+        self.complete(trailers)
+
+    def complete(self, trailers: bytes = b"") -> None:
+        """The response is whole: ends the downstream message, gives the connection back, finishes."""
+        door = self._door
+        self._response_complete = True
+        connection = self._connection
+        reusable = self._request_complete
+        self._connection = None
+        if connection is not None:
+            connection.finish(reusable)
+        if door is not None:
+            keep = trailers and self.plan is not None and self.plan.keep_trailers
+            self._door = None
+            door.send_end(trailers if keep else b"")
+            self.finish()
+            door.exchange_over(self._request_complete)
+
+    def flush_response(self) -> None:
+        if self._door is not None:
+            self._door.flush()
+
+    # -- failures -------------------------------------------------------------------------------------------------------
+
+    def refuse(self, reason: Reason, detail: str = "") -> None:
+        """meshguard answers itself. After the response has begun there is only the abort."""
+        if self.ended:
+            return
+        self.refusal = reason
+        self.detail = detail
+        self._let_go()
+        door = self._door
+        self._door = None
+        if door is None:
+            self.finish()
+            return
+        if self._response_sent:
+            self.aborted = self.aborted or "upstream"
+            self.finish()
+            door.reset()
+            return
+        self.status = reason.status
+        block, body = problem_response(reason, self.decision_id)
+        self.response_bytes = len(body)
+        door.send_refusal(reason, block, body)
+        self.finish()
+        door.exchange_over(self._request_complete)
+
+    def upstream_failed(self, reason: Reason, detail: str) -> None:
+        """The upstream connection broke or broke the rules. Safe requests whose kept-alive connection died unanswered go again."""
+        connection = self._connection
+        cluster = self._cluster
+        self._connection = None
+        if connection is not None:
+            connection.drop(reason)
+        if self.ended or cluster is None:
+            return
+        head = self.head
+        if (
+            reason is UPSTREAM_RESET
+            and connection is not None
+            and connection.reused
+            and not connection.answered
+            and not self._response_sent
+            and head is not None
+            and head.method in _SAFE
+            and head.length == NO_BODY
+            and cluster.may_retry(self)
+        ):
+            cluster.submit(self)
+            return
+        self.refuse(reason, detail)
+
+    def client_gone(self, why: str) -> None:
+        """The client's connection or stream ended before the exchange was over."""
+        if not self.ended:
+            self.aborted = "client"
+            self.detail = why
+            self._door = None
+            self._let_go()
+            self.finish()
+
+    def fail(self, exc: Exception) -> None:
+        """An exception that nobody foresaw: refused, never forwarded."""
+        if isinstance(exc, RequestError):
+            self.refuse(exc.reason, exc.detail)
+            return
+        log.error("exception in the journey", exc_info=exc, extra={"decision_id": self.decision_id})
+        self.refuse(INTERNAL_ERROR, type(exc).__name__)
+
+    def _let_go(self) -> None:
+        """Gives up the upstream side: a connection with half an exchange on it is never used again."""
+        connection, cluster = self._connection, self._cluster
+        self._connection = None
+        if connection is not None:
+            connection.abandon()
+        elif cluster is not None:
+            cluster.cancel(self)
+        self._cluster = None
+
+    # -- back-pressure --------------------------------------------------------------------------------------------------
+
+    def pause(self) -> None:
+        """The client reads slowly."""
+        if self._connection is not None:
+            self._connection.channel.pause_reading()
+
+    def resume(self) -> None:
+        self._touched = monotonic()
+        if self._connection is not None:
+            self._connection.channel.resume_reading()
+
+    def upstream_paused(self) -> None:
+        if self._door is not None:
+            self._door.hold_request()
+
+    def upstream_resumed(self) -> None:
+        self._touched = monotonic()
+        if self._door is not None:
+            self._door.release_request()
+
+    # -- the end --------------------------------------------------------------------------------------------------------
+
+    def expire(self, now: float) -> None:
+        """One look by the sweep: applies the deadlines of the route."""
+        plan = self.plan
+        limits = self.peer.limits
+        if plan is None:
+            return
+        if plan.total_s and now - self.started > plan.total_s:
+            self._deadline(UPSTREAM_TIMEOUT, "total time")
+        elif self._connection is None:
+            return  # the cluster has its own deadlines for connecting and queueing
+        elif self.waiting_for_client:
+            if now - self._touched > limits.body_idle_s or (limits.body_total_s and now - self.started > limits.body_total_s):
+                self.aborted = "deadline"
+                self.refuse(REQUEST_TIMEOUT, "body")
+        elif not self.answered:
+            if now - max(self.forwarded, self._touched) > plan.response_s:
+                self._deadline(UPSTREAM_TIMEOUT, "response head")
+        elif now - self._touched > limits.idle_s:
+            self._deadline(UPSTREAM_TIMEOUT, "no progress")
+
+    def _deadline(self, reason: Reason, detail: str) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.drop(reason)
+        self.aborted = "deadline"
+        self.refuse(reason, detail)
+
+    def finish(self) -> None:
+        """Records the exchange, once. INVARIANT: every request that was parsed, refused or cut comes through here."""
+        if not self.ended:
+            self.ended = monotonic()
+            self._head_out = b""
+            inspection, self._inspection = self._inspection, None
+            if inspection is not None:
+                inspection.close()
+            self._journey.finished(self)

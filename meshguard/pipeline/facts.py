@@ -1,0 +1,56 @@
+"""What conditional rules may look at: single headers, verified claims, the time. Made only when a rule asks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from meshguard.model.errors import IdentityError, RequestError
+from meshguard.model.reasons import TOKEN_INVALID
+from meshguard.wire.fields import field_values
+
+if TYPE_CHECKING:
+    from meshguard.pipeline.exchange import Exchange
+
+__all__ = ["RequestFacts"]
+
+
+class RequestFacts:
+    """`policy.Facts` for one request. `now` is epoch seconds. `subject` is the verified token's `sub` once claims were looked at."""
+
+    __slots__ = ("_block", "_claims", "_exchange", "_looked", "now", "subject")
+
+    def __init__(self, exchange: Exchange, now: float) -> None:
+        head = exchange.head
+        self._exchange = exchange
+        self._block = head.block if head is not None else b""
+        self._looked = False
+        self._claims: Mapping[str, object] | None = None
+        self.now = now
+        self.subject = ""
+
+    def header(self, name: str) -> list[str]:
+        """Every line of the field, in order. Octets above 127 come as ISO 8859-1, so that a comparison is one of octets."""
+        return [value.decode("latin-1") for value in field_values(self._block, name.encode("ascii"))]
+
+    @property
+    def claims(self) -> Mapping[str, object] | None:
+        """The claims of the verified bearer token; None when there is none. Raises RequestError(TOKEN_INVALID) for a bad one."""
+        if not self._looked:
+            self._looked = True
+            self._claims = self._verify()
+        return self._claims
+
+    def _verify(self) -> Mapping[str, object] | None:
+        table = self._exchange.peer.table
+        tokens = table.snapshot.tokens if table is not None else None
+        if tokens is None:
+            return None
+        try:
+            claims: Mapping[str, object] | None = tokens.claims(self.header, self.now)
+        except IdentityError as exc:
+            raise RequestError(TOKEN_INVALID, exc.code) from exc
+        if claims is not None:
+            subject = claims.get("sub")
+            self.subject = subject if isinstance(subject, str) else ""
+        return claims

@@ -1,0 +1,277 @@
+"""The journey of a request, in one table. Whoever wants to know who looks at a request, and in which order, reads `STAGES`.
+
+Each stage takes the exchange and returns None to go on; it raises RequestError to refuse; `HOLD` says that it waits for something
+(a body that has to be whole) and will call `Journey.resume` itself. Whatever a stage raises, the request is not forwarded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import getrandbits
+from time import time
+from typing import TYPE_CHECKING, Final
+
+from meshguard.model.errors import IdentityError, RequestError
+from meshguard.model.messages import CHUNKED, NO_BODY, RequestHead, ResponseHead
+from meshguard.model.reasons import (
+    DRAINING,
+    IDENTITY_EXPIRED,
+    IDENTITY_REQUIRED,
+    IDENTITY_REVOKED,
+    INTERNAL_ERROR,
+    UPGRADE_NOT_SUPPORTED,
+)
+from meshguard.model.verdicts import Denial, Permit
+from meshguard.net.tls import peer_chain
+from meshguard.pipeline.exchange import Exchange
+from meshguard.pipeline.facts import RequestFacts
+from meshguard.pipeline.inspection import InspectionBudget
+from meshguard.pipeline.peer import Peer, chained_lines, forwarded_lines
+from meshguard.policy.decision import Conditional
+from meshguard.wire.serialise import CHUNKED_LINE
+from meshguard.wire.trace_context import begin as begin_trace
+
+if TYPE_CHECKING:
+    from meshguard.net.channel import Channel
+    from meshguard.net.http1_server import Http1Connection
+    from meshguard.net.stream import Downstream
+    from meshguard.pipeline.snapshot import Snapshot
+    from meshguard.telemetry.metrics import Slot
+    from meshguard.telemetry.observe import Observer
+
+__all__ = ["HOLD", "STAGES", "Journey"]
+
+HOLD: Final = object()
+Stage = Callable[["Journey", Exchange], object]
+
+
+class Journey:
+    """The journey on one listener. `snapshot` is the current one: replaced by one assignment, read once per request."""
+
+    __slots__ = (
+        "active",
+        "boot_id",
+        "budget",
+        "connections",
+        "draining",
+        "listener",
+        "next_number",
+        "observer",
+        "on_handshake_failure",
+        "snapshot",
+    )
+
+    def __init__(
+        self,
+        listener: str,
+        snapshot: Snapshot,
+        observer: Observer,
+        active: Slot,
+        boot_id: str,
+        next_number: Callable[[], int],
+        budget: InspectionBudget,
+        on_handshake_failure: Callable[[str, str], None],
+    ) -> None:
+        self.listener = listener
+        self.snapshot = snapshot
+        self.observer = observer
+        self.boot_id = boot_id
+        self.next_number = next_number
+        self.connections: set[Http1Connection] = set()
+        self.active = active  # gauge of requests under way
+        self.budget = budget
+        self.on_handshake_failure = on_handshake_failure
+        self.draining = False
+
+    # -- doors (net.stream.Handler) -------------------------------------------------------------------------------------
+
+    def welcome(self, door: Http1Connection, channel: Channel) -> Peer:
+        """Identifies a new connection, once."""
+        snapshot = self.snapshot
+        view = snapshot.listeners[self.listener]
+        peer = Peer(self.listener, view.limits, channel.peer, channel.local)
+        tls = channel.tls
+        if tls is not None:
+            peer.tls_version = tls.version() or ""
+            peer.chain = peer_chain(tls)
+        self.identify_peer(peer, snapshot)
+        return peer
+
+    def identify_peer(self, peer: Peer, snapshot: Snapshot) -> None:
+        """Judges the peer's certificates under `snapshot`; a failure leaves it without identity and with the reason."""
+        view = snapshot.listeners[self.listener]
+        peer.principal = None
+        peer.refusal = None
+        peer.expires = float("inf")
+        if peer.chain and snapshot.trust is not None:
+            try:
+                peer.principal = principal = snapshot.trust.verify(peer.chain, time())
+                peer.expires = principal.not_after
+            except IdentityError as exc:
+                peer.refusal = IDENTITY_EXPIRED if exc.code in ("expired", "not_yet_valid") else IDENTITY_REVOKED
+        elif view.requires_identity:
+            peer.refusal = IDENTITY_REQUIRED
+        elif view.plaintext_until and not peer.tls_version:
+            peer.expires = view.plaintext_until
+        peer.trusted_proxy = peer.principal is not None and view.trusts is not None and view.trusts(peer.principal.spiffe_id)
+        peer.lines = forwarded_lines(peer, snapshot.own_id)
+        peer.limits = view.limits
+        peer.table = snapshot.table(view, peer.principal)
+
+    def begin(self, door: Downstream, peer: Peer, head: RequestHead) -> None:
+        exchange = Exchange(self, door, peer, head, self.next_number())
+        door.stream = exchange
+        self.active.value += 1
+        self.run(exchange, STAGES)
+
+    def run(self, exchange: Exchange, stages: tuple[Stage, ...]) -> None:
+        try:
+            for stage in stages:
+                if stage(self, exchange) is HOLD:
+                    return
+        except RequestError as error:
+            exchange.refuse(error.reason, error.detail)
+        except Exception as exc:
+            # the outermost loop of a request: refused, recorded, never forwarded
+            exchange.fail(exc)
+
+    def resume(self, exchange: Exchange, after: Stage) -> None:
+        """Goes on behind the stage that held."""
+        if not exchange.ended:
+            self.run(exchange, STAGES[STAGES.index(after) + 1 :])
+
+    def refuse_head(self, door: Downstream, peer: Peer, error: RequestError) -> None:
+        exchange = Exchange(self, door, peer, None, self.next_number())
+        door.stream = exchange
+        self.active.value += 1
+        exchange.refuse(error.reason, error.detail)
+
+    def farewell(self, door: Http1Connection, peer: Peer | None, reason: str) -> None:
+        self.connections.discard(door)
+        if peer is None:
+            self.on_handshake_failure(self.listener, reason)
+
+    def finished(self, exchange: Exchange) -> None:
+        self.active.value -= 1
+        self.observer.finished(exchange)
+
+    def inspect_response(self, exchange: Exchange, head: ResponseHead, block: bytes) -> bool:
+        """Gathers a response that a field rule has to read; True when the inspection has taken it over."""
+        inspection = exchange.inspection(self)
+        try:
+            return inspection.begin_response(exchange, head, block)
+        except RequestError as error:
+            exchange.upstream_failed(error.reason, error.detail)
+            return True
+
+
+# -- the stages ---------------------------------------------------------------------------------------------------------
+
+
+def identify(journey: Journey, exchange: Exchange) -> object:
+    """Is the connection's identity still good, now and under the newest trust? (E2)"""
+    peer = exchange.peer
+    snapshot = journey.snapshot
+    table = peer.table
+    if table is None or table.snapshot is not snapshot:
+        journey.identify_peer(peer, snapshot)
+    if peer.refusal is not None:
+        raise RequestError(peer.refusal)
+    if time() >= peer.expires:
+        raise RequestError(IDENTITY_EXPIRED)
+    if journey.draining:
+        raise RequestError(DRAINING)
+    return None
+
+
+def locate(journey: Journey, exchange: Exchange) -> object:
+    """Canonical target, decision outlook and route, from the memo where an equal request was seen."""
+    head, table = exchange.head, exchange.peer.table
+    if head is None or table is None:
+        raise RequestError(INTERNAL_ERROR, "no head or no table")
+    plan = table.plans.get((head.method, head.authority, head.target))
+    if plan is None:
+        plan = table.make(head.method, head.authority, head.target, exchange.peer.local_port)
+    if plan.variants:
+        for variant in plan.variants:
+            if variant.conditions is not None and variant.conditions.headers_match(head.block):
+                plan = variant
+                break
+    exchange.plan = plan
+    return None
+
+
+def trace(journey: Journey, exchange: Exchange) -> object:
+    """W3C trace context: the caller's trace goes on, or a new one begins (P7)."""
+    head, table = exchange.head, exchange.peer.table
+    if head is None or table is None:
+        raise RequestError(INTERNAL_ERROR, "no head or no table")
+    exchange.trace_id, exchange.parent_id, exchange.client_span_id, sampled, exchange.trace_lines = begin_trace(
+        head.specials, table.snapshot.sampling, getrandbits
+    )
+    exchange.sampled = sampled
+    return None
+
+
+def decide(journey: Journey, exchange: Exchange) -> object:
+    """The policy's answer. Nothing has been sent, and without a Permit nothing will be."""
+    plan = exchange.plan
+    if plan is None:
+        raise RequestError(INTERNAL_ERROR, "no plan")
+    outlook = plan.outlook
+    if isinstance(outlook, Conditional):
+        facts = RequestFacts(exchange, time())
+        verdict = outlook.decide(facts)
+        exchange.subject = facts.subject
+    else:
+        verdict = outlook
+    exchange.verdict = verdict
+    if isinstance(verdict, Denial):
+        raise RequestError(verdict.reason)
+    if plan.refusal is not None:
+        raise RequestError(plan.refusal)
+    return None
+
+
+def inspect(journey: Journey, exchange: Exchange) -> object:
+    """Field rules: a body that a rule has to read is gathered, bounded, and rewritten before it goes on (F1)."""
+    plan = exchange.plan
+    if plan is None or not (plan.inspects_request or plan.inspects_response):
+        return None
+    inspection = exchange.inspection(journey)
+    inspection.prepare(exchange)
+    if plan.inspects_request and exchange.head is not None and exchange.head.length != NO_BODY:
+        return HOLD if inspection.begin_request(exchange) else None
+    return None
+
+
+def forward(journey: Journey, exchange: Exchange) -> object:
+    """Serialises the request anew, from what was judged, and hands it to the cluster."""
+    head, plan, peer, verdict = exchange.head, exchange.plan, exchange.peer, exchange.verdict
+    if head is None or plan is None or plan.cluster_object is None or type(verdict) is not Permit:
+        raise RequestError(INTERNAL_ERROR, "not decided")
+    block = head.block if exchange.block is None else exchange.block
+    lines = peer.lines
+    framing = b""
+    if head.specials:
+        for name, value in head.specials:
+            if name == b"upgrade" and b"websocket" in value.lower():
+                raise RequestError(UPGRADE_NOT_SUPPORTED)
+        if peer.trusted_proxy:
+            lines = chained_lines(peer, head.specials)
+    length = exchange.request_length
+    if length == CHUNKED:
+        framing = CHUNKED_LINE
+    elif length or head.method in _WITH_BODY:
+        framing = b"content-length: %d\r\n" % length
+    if plan.request_operations is not None:
+        block = plan.request_operations.apply(block)
+    if head.expect and not plan.inspects_request:
+        exchange.send_continue()
+    exchange.forward(verdict, plan.cluster_object, b"%b%b%b%b%b\r\n" % (plan.line, block, lines, exchange.trace_lines, framing))
+    return None
+
+
+_WITH_BODY = frozenset((b"POST", b"PUT", b"PATCH"))
+STAGES: tuple[Stage, ...] = (identify, locate, trace, decide, inspect, forward)
+

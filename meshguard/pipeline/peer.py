@@ -1,0 +1,96 @@
+"""The peer of a downstream connection: who it is, and the header lines that say so to the upstream.
+
+One per connection; its exchanges share it. INVARIANT: `principal` comes from a verified certificate chain or is None; nothing a
+client sends in a header can change it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from meshguard.model.principal import Principal
+from meshguard.model.reasons import Reason
+
+if TYPE_CHECKING:
+    from meshguard.net.http1_server import ConnectionLimits
+    from meshguard.pipeline.plan import Table
+
+__all__ = ["Peer", "forwarded_lines"]
+
+
+class Peer:
+    """See `model.record.PeerFacts`. `chain` is what the client presented (leaf first, DER): judged again when the trust changes.
+    `table` holds the decisions for this identity under `table.snapshot`. `refusal` is why this connection may not be served."""
+
+    __slots__ = (
+        "certificate_tag",
+        "chain",
+        "client_address",
+        "client_port",
+        "expires",
+        "limits",
+        "lines",
+        "listener",
+        "local_address",
+        "local_port",
+        "principal",
+        "protocol",
+        "refusal",
+        "table",
+        "tls_version",
+        "trusted_proxy",
+    )
+
+    def __init__(self, listener: str, limits: ConnectionLimits, client: tuple[str, int], local: tuple[str, int]) -> None:
+        self.listener = listener
+        self.limits = limits
+        self.client_address, self.client_port = client
+        self.local_address, self.local_port = local
+        self.principal: Principal | None = None
+        self.chain: Sequence[bytes] = ()
+        self.expires = float("inf")
+        self.protocol = "http/1.1"
+        self.tls_version = ""
+        self.refusal: Reason | None = None
+        self.table: Table | None = None
+        self.trusted_proxy = False
+        self.certificate_tag = b""
+        self.lines = b""
+
+
+def certificate_element(own_id: str, principal: Principal) -> bytes:
+    """One XFCC element as Envoy writes it. SPIFFE IDs hold none of the characters that would need quoting."""
+    return f"By={own_id};Hash={principal.thumbprint};URI={principal.spiffe_id}".encode("ascii")
+
+
+def forwarded_lines(peer: Peer, own_id: str) -> bytes:
+    """The lines that tell the upstream about an untrusted client: everything it said of itself was cut before."""
+    lines = b"x-forwarded-for: %b\r\nx-forwarded-proto: %b\r\n" % (
+        peer.client_address.encode("ascii"),
+        b"https" if peer.tls_version else b"http",
+    )
+    if peer.principal is not None:
+        peer.certificate_tag = certificate_element(own_id, peer.principal)
+        lines += b"x-forwarded-client-cert: %b\r\n" % peer.certificate_tag
+    return lines + b"via: 1.1 meshguard\r\n"
+
+
+def chained_lines(peer: Peer, specials: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """The same behind a trusted proxy: what it said goes on, with this hop appended on the right (RFC 7239 section 4 order)."""
+    said: dict[bytes, list[bytes]] = {}
+    for name, value in specials:
+        said.setdefault(name, []).append(value)
+    addresses = b", ".join([*said.get(b"x-forwarded-for", ()), peer.client_address.encode("ascii")])
+    proto = said.get(b"x-forwarded-proto", [b""])[-1].lower()
+    if proto not in (b"http", b"https"):
+        proto = b"https" if peer.tls_version else b"http"
+    lines = b"x-forwarded-for: %b\r\nx-forwarded-proto: %b\r\n" % (addresses, proto)
+    if b"x-forwarded-host" in said:
+        lines += b"x-forwarded-host: %b\r\n" % said[b"x-forwarded-host"][-1]
+    certificates = said.get(b"x-forwarded-client-cert", [])
+    if peer.certificate_tag:
+        certificates = [*certificates, peer.certificate_tag]
+    if certificates:
+        lines += b"x-forwarded-client-cert: %b\r\n" % b",".join(certificates)
+    return lines + b"via: 1.1 meshguard\r\n"

@@ -1,0 +1,179 @@
+"""What is derived from (method, authority, target) for one identity on one listener under one snapshot.
+
+A plan is a pure function of those, so equal requests share it: canonical path, decision or its conditions, route, and the start of
+the upstream's request head. The memo is bounded: clients choose the keys.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from meshguard.model.errors import RequestError
+from meshguard.model.principal import Principal
+from meshguard.model.reasons import MISDIRECTED, NO_ROUTE, Reason
+from meshguard.model.verdicts import Denial, Permit
+from meshguard.pipeline.routes import HeaderOperations, Route
+from meshguard.wire.authority import parse_authority
+from meshguard.wire.target import Target, canonicalise
+
+if TYPE_CHECKING:
+    from meshguard.fields.compile import RoutePlan
+    from meshguard.net.cluster.cluster import Cluster
+    from meshguard.pipeline.snapshot import ListenerView, Snapshot
+    from meshguard.policy.decision import Binding, Conditional
+
+__all__ = ["Plan", "Table"]
+
+_PLANS = 4096
+"""Plans kept per table; then the memo starts anew (the clients' choice of targets may not fill memory)."""
+
+
+class Plan:
+    """See `model.record.PlanFacts`. `outlook` is the decision, final or conditional; `variants` are (route, template) pairs with header
+    conditions to try in order (empty: `route` is final)."""
+
+    __slots__ = (
+        "cluster",
+        "cluster_object",
+        "conditions",
+        "fields",
+        "host",
+        "inspects_request",
+        "inspects_response",
+        "keep_trailers",
+        "line",
+        "method",
+        "outlook",
+        "path",
+        "policy_revision",
+        "query",
+        "readings",
+        "refusal",
+        "request_operations",
+        "response_operations",
+        "response_s",
+        "route",
+        "template",
+        "total_s",
+        "variants",
+    )
+
+    outlook: Permit | Denial | Conditional
+    cluster_object: Cluster | None
+    fields: RoutePlan | None
+
+    def __init__(self, method: str, host: str, target: Target, revision: int) -> None:
+        self.method = method
+        self.host = host
+        self.path = target.path
+        self.query = target.query
+        self.readings = target.readings
+        self.policy_revision = revision
+        self.route = ""
+        self.template = ""
+        self.cluster = ""
+        self.cluster_object = None
+        self.refusal: Reason | None = None
+        self.variants: tuple[Plan, ...] = ()
+        self.conditions: Route | None = None
+        self.fields = None
+        self.inspects_request = False
+        self.inspects_response = False
+        self.keep_trailers = False
+        self.request_operations: HeaderOperations | None = None
+        self.response_operations: HeaderOperations | None = None
+        self.response_s = 15.0
+        self.total_s = 0.0
+        self.line = b""
+
+
+class Table:
+    """The plans of one identity on one listener under one snapshot."""
+
+    __slots__ = ("binding", "plans", "principal", "snapshot", "view")
+
+    def __init__(self, snapshot: Snapshot, view: ListenerView, principal: Principal | None) -> None:
+        self.snapshot = snapshot
+        self.view = view
+        self.principal = principal
+        self.binding: Binding = snapshot.policy.bind(principal)
+        self.plans: dict[tuple[bytes, bytes, bytes], Plan] = {}
+
+    def make(self, method: bytes, authority: bytes, target: bytes, local_port: int) -> Plan:
+        """Works the plan out and remembers it. Raises RequestError for an ambiguous authority or target."""
+        plans = self.plans
+        plan = self._work_out(method.decode("ascii"), authority, target, local_port)
+        if len(plans) >= _PLANS:
+            plans.clear()
+        plans[method, authority, target] = plan
+        return plan
+
+    def _work_out(self, method: str, authority: bytes, raw: bytes, local_port: int) -> Plan:
+        snapshot, routes = self.snapshot, self.view.routes
+        sent_authority, host = parse_authority(authority) if authority else (b"", "")
+        principal = self.principal.spiffe_id if self.principal is not None else None
+        target = self._canonical(raw, host, method, principal)
+        plan = Plan(method, host, target, snapshot.revision)
+        plan.outlook = self.binding.outlook(method, target.path, target.readings, host, local_port)
+        if routes.serves is not None and not routes.serves(host):
+            plan.refusal = MISDIRECTED
+            return plan
+        found = routes.candidates(host, target.path, method, principal)
+        if not found:
+            plan.refusal = NO_ROUTE
+            return plan
+        plan.fields = snapshot.fields.plan(method, target.path, target.readings) if snapshot.fields is not None else None
+        line = b"%b %b HTTP/1.1\r\n" % (method.encode("ascii"), _sent_target(target))
+        if sent_authority:
+            line += b"host: %b\r\n" % sent_authority
+        plan.line = line
+        if found[-1][0].headers:  # every candidate has header conditions: none may match
+            plan.refusal = NO_ROUTE
+        else:
+            self._follow(plan, *found[-1])
+        if len(found) > 1 or found[0][0].headers:
+            plan.variants = tuple(self._variant(plan, route, template) for route, template in found if route.headers)
+        return plan
+
+    def _variant(self, base: Plan, route: Route, template: str) -> Plan:
+        plan = Plan(base.method, base.host, Target(base.path, base.query, base.readings), base.policy_revision)
+        plan.outlook, plan.fields, plan.line = base.outlook, base.fields, base.line
+        plan.conditions = route
+        self._follow(plan, route, template)
+        return plan
+
+    def _follow(self, plan: Plan, route: Route, template: str) -> None:
+        plan.route = route.id
+        plan.template = template or getattr(plan.outlook, "template", "")
+        plan.cluster = route.cluster
+        plan.cluster_object = cluster = self.snapshot.clusters[route.cluster]
+        plan.keep_trailers = route.keep_trailers
+        plan.request_operations = route.request_operations
+        plan.response_operations = route.response_operations
+        plan.response_s = route.response_s if route.response_s is not None else cluster.settings.timeouts.response_s
+        plan.total_s = route.total_s
+        if not plan.host and b"\r\nhost:" not in plan.line:
+            plan.line += b"host: %b\r\n" % cluster.name.encode("ascii")  # HTTP/1.0 without Host; HTTP/1.1 needs one
+        fields = plan.fields
+        if fields is not None:
+            plan.inspects_request = fields.request is not None
+            plan.inspects_response = fields.response is not None
+
+    def _canonical(self, raw: bytes, host: str, method: str, principal: str | None) -> Target:
+        """Strict; what strict refuses, the first route that asks for the spelling and matches the result may still take."""
+        try:
+            return canonicalise(raw)
+        except RequestError as refused:
+            for route in self.view.routes.lenient:
+                try:
+                    target = canonicalise(raw, route.options)
+                except RequestError:
+                    continue
+                if route.could_match(host, target.path, method, principal) is not None:
+                    return target
+            raise refused
+
+
+def _sent_target(target: Target) -> bytes:
+    path = target.path.encode("ascii")
+    return path if target.query is None else b"%b?%b" % (path, target.query)

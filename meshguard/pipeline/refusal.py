@@ -1,0 +1,28 @@
+"""What a client sees of a refusal: RFC 9457 problem details with a reason code and a decision id, and nothing of the policy."""
+
+from __future__ import annotations
+
+from meshguard.model.reasons import TOKEN_INVALID, TOKEN_REQUIRED, Reason
+
+__all__ = ["PROBLEM_TYPE", "problem_response"]
+
+PROBLEM_TYPE = "urn:meshguard:problem:"
+"""Prefix of the `type` member: stable, and not a URL that anybody has to serve."""
+
+
+def problem_response(reason: Reason, decision_id: str) -> tuple[bytes, bytes]:
+    """(field block, body) of the refusal. Both are made of constants and the id: nothing the client sent comes back."""
+    body = (
+        f'{{"type":"{PROBLEM_TYPE}{reason.code}","title":"{reason.title}","status":{reason.status},'
+        f'"code":"{reason.code}","instance":"urn:meshguard:decision:{decision_id}"}}\n'
+    ).encode("ascii")
+    block = b"content-type: application/problem+json\r\ncache-control: no-store\r\n"
+    if reason is TOKEN_REQUIRED:
+        block += b"www-authenticate: Bearer\r\n"
+    elif reason is TOKEN_INVALID:
+        block += b'www-authenticate: Bearer error="invalid_token"\r\n'
+    elif reason.status == 503:
+        block += b"retry-after: 1\r\n"
+    elif reason.status == 405:
+        block += b"allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n"
+    return block, body

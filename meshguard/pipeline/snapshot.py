@@ -1,0 +1,72 @@
+"""One immutable state of everything a request is judged by. A request pins one; a change is a single assignment of the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from meshguard.model.principal import Principal
+from meshguard.net.http1_server import ConnectionLimits
+from meshguard.pipeline.routes import RouteTable
+from meshguard.wire.events import RequestEngine, WireLimits
+from meshguard.wire.semantics import FieldRules
+
+if TYPE_CHECKING:
+    from meshguard.fields.compile import CompiledFields
+    from meshguard.fields.transforms import Reader
+    from meshguard.identity.trust import TrustStore
+    from meshguard.net.cluster.cluster import Cluster
+    from meshguard.pipeline.plan import Table
+    from meshguard.pipeline.tokens import TokenVerifier
+    from meshguard.policy.compiled import CompiledPolicy
+    from meshguard.wire.trace_context import Sampling
+
+__all__ = ["ListenerView", "Snapshot"]
+
+_TABLES = 10_000
+"""Identities with a table per listener; then the memo starts anew."""
+
+
+@dataclass(slots=True)
+class ListenerView:
+    """What a listener does under one snapshot. `requires_identity` is true for `tls: mutual`."""
+
+    name: str
+    routes: RouteTable
+    limits: ConnectionLimits
+    wire_limits: WireLimits
+    field_rules: FieldRules
+    new_engine: Callable[[WireLimits, FieldRules], RequestEngine]
+    requires_identity: bool
+    plaintext_until: float = 0.0
+    trusts: Callable[[str], bool] | None = None
+    tables: dict[str, Table] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """Built whole by the control plane; never changed after it is current (the memos inside are caches of pure functions)."""
+
+    revision: int
+    policy: CompiledPolicy
+    trust: TrustStore | None
+    own_id: str
+    listeners: dict[str, ListenerView]
+    clusters: dict[str, Cluster]
+    fields: CompiledFields | None
+    tokens: TokenVerifier | None
+    sampling: Sampling
+    own_reader: Reader  # this workload as the recipient of requests (fields)
+
+    def table(self, view: ListenerView, principal: Principal | None) -> Table:
+        """The decisions for `principal` on a listener, made on first use."""
+        from meshguard.pipeline.plan import Table
+
+        key = principal.spiffe_id if principal is not None else ""
+        table = view.tables.get(key)
+        if table is None:
+            if len(view.tables) >= _TABLES:
+                view.tables.clear()
+            table = view.tables[key] = Table(self, view, principal)
+        return table

@@ -1,0 +1,180 @@
+"""Conditions of a rule that only the request's own facts can settle: headers, token claims, time.
+
+Each condition has `kind` and `text` (for records and explanations) and judges `Facts` in two ways, because an error in either
+direction is not the same: `allows` is true only when everything that an upstream might read satisfies it, `denies` as soon as
+something does. Work is bounded by the size of the head and the token, which the wire layer and the verifier limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from meshguard.policy.documents import HeaderDocument, WindowDocument
+from meshguard.policy.times import Window
+
+__all__ = ["ClaimCondition", "Condition", "Facts", "HeaderCondition", "TimeCondition", "claim_members", "member_key"]
+
+
+class Facts(Protocol):
+    """What a request brings along."""
+
+    def header(self, name: str) -> list[str]:
+        """Every line of the field (lower-case `name`), in order; empty when it is absent."""
+        ...
+
+    @property
+    def claims(self) -> Mapping[str, object] | None:
+        """Claims of the verified token, None without a token. Asked only when a rule needs it."""
+        ...
+
+    @property
+    def now(self) -> float:
+        """Epoch seconds."""
+        ...
+
+
+class Condition(Protocol):
+    """One condition of a rule; the three classes of this module."""
+
+    kind: str
+    text: str
+
+    def allows(self, facts: Facts, claims: Mapping[str, object] | None) -> bool:
+        """Whether an allow rule may count on it."""
+        ...
+
+    def denies(self, facts: Facts, claims: Mapping[str, object] | None) -> bool:
+        """Whether a deny rule has to count on it."""
+        ...
+
+
+class HeaderCondition:
+    """A field and what its value must be (see `HeaderDocument`).
+
+    INVARIANT: several lines of a field, and one line with the same members in a comma list, mean the same (RFC 9110 section 5.3),
+    so `denies` looks at both spellings; `allows` asks every line as it stands."""
+
+    __slots__ = ("_absent", "_contains", "_exact", "_fold", "_name", "_prefix", "_present", "_suffix", "text")
+    kind = "header"
+
+    def __init__(self, name: str, document: HeaderDocument) -> None:
+        self._name = name
+        self._fold = document.ignore_case
+        self._present = document.present is not None
+        self._absent = document.absent is not None
+        self._exact = self._values(document.exact)
+        self._prefix = self._values(document.prefix)
+        self._suffix = self._values(document.suffix)
+        self._contains = self._values(document.contains)
+        parts = []
+        for key in ("exact", "prefix", "suffix", "contains"):
+            values = getattr(document, key)
+            if values is not None:
+                parts.append(f"{'is' if key == 'exact' else key} {' or '.join(map(repr, values[:8]))}")
+        self.text = f"{name} {'is present' if self._present else 'is absent' if self._absent else ' and '.join(parts)}"
+
+    def _values(self, values: Sequence[str] | None) -> tuple[str, ...] | None:
+        if values is None:
+            return None
+        return tuple(value.casefold() for value in values) if self._fold else tuple(values)
+
+    def allows(self, facts: Facts, claims: Mapping[str, object] | None) -> bool:
+        lines = facts.header(self._name)
+        if self._absent:
+            return not lines
+        if not lines:
+            return False
+        return self._present or all(map(self._fits, lines))
+
+    def denies(self, facts: Facts, claims: Mapping[str, object] | None) -> bool:
+        lines = facts.header(self._name)
+        if self._absent:
+            return not lines
+        if self._present:
+            return bool(lines)
+        for line in lines:
+            if self._fits(line):
+                return True
+            if "," in line and any(self._fits(member.strip(" \t")) for member in line.split(",")):
+                return True
+        return False
+
+    def _fits(self, value: str) -> bool:
+        if self._fold:
+            value = value.casefold()
+        if self._exact is not None and value not in self._exact:
+            return False
+        if self._prefix is not None and not value.startswith(self._prefix):
+            return False
+        if self._suffix is not None and not value.endswith(self._suffix):
+            return False
+        return self._contains is None or any(part in value for part in self._contains)
+
+
+class ClaimCondition:
+    """A claim and its accepted values. A list claim fits when a member does; `scope` is a list of words (RFC 8693 section 4.2)."""
+
+    __slots__ = ("keys", "path", "text")
+    kind = "claim"
+
+    def __init__(self, path: str, values: Sequence[object]) -> None:
+        self.path = path
+        self.keys = frozenset(map(member_key, values))
+        self.text = f"{path} is {' or '.join(repr(value) for value in values[:8])}"
+
+    def allows(self, facts: Facts, claims: Mapping[str, object] | None) -> bool:
+        return self.fits(claims)
+
+    def denies(self, facts: Facts, claims: Mapping[str, object] | None) -> bool:
+        return self.fits(claims)
+
+    def fits(self, claims: Mapping[str, object] | None) -> bool:
+        """Whether the token's claims satisfy it; False without a token."""
+        return claims is not None and any(member_key(member) in self.keys for member in claim_members(claims, self.path))
+
+
+class TimeCondition:
+    """Windows of time, one of which must be open."""
+
+    __slots__ = ("_windows", "text")
+    kind = "time"
+
+    def __init__(self, documents: Sequence[WindowDocument]) -> None:
+        self._windows = tuple(
+            Window(entry.days, entry.opens, entry.closes, entry.timezone, entry.after, entry.before) for entry in documents
+        )
+        self.text = "time in " + " or ".join(window.text for window in self._windows[:8])
+
+    def allows(self, facts: Facts, claims: Mapping[str, object] | None) -> bool:
+        now = facts.now
+        return any(window.holds(now) for window in self._windows)
+
+    denies = allows
+
+
+def claim_members(claims: Mapping[str, object], path: str) -> Sequence[object]:
+    """The values at `path`: members of a list, words of a scope, else the one value. Empty where the path leads nowhere.
+
+    A path with `://` is one name (namespaced claims are URLs); otherwise dots go down into objects."""
+    value: object = claims
+    for name in (path,) if "://" in path else path.split("."):
+        if not isinstance(value, Mapping) or name not in value:
+            return ()
+        value = value[name]
+    if isinstance(value, list | tuple):
+        return value
+    if path == "scope" and isinstance(value, str):
+        return value.split(" ")
+    return (value,)
+
+
+def member_key(value: object) -> tuple[str, object]:
+    """Claim values compare by JSON type: `true` is not 1 and "1" is not 1, but 1.0 is the number 1. Others never match."""
+    if isinstance(value, bool):
+        return ("boolean", value)
+    if isinstance(value, int | float):
+        return ("number", value)
+    if isinstance(value, str):
+        return ("string", value)
+    return ("", None)

@@ -1,0 +1,87 @@
+"""The digest of a policy: one name for what it means, the same on every instance that enforces it.
+
+SHA-256 over canonical JSON (sorted keys, no spaces, UTF-8) of what the documents say. Descriptions and tests decide nothing and are
+left out; defaults are written out; roles are keyed by name, rules and field rules sorted by id, and lists whose order
+means nothing are sorted. So the order of files and keys, comments and spelling variants make no difference.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+from meshguard.policy.documents import HeaderDocument, PolicyDocument, RoleDocument, RuleDocument, WindowDocument
+from meshguard.policy.times import DAYS
+
+__all__ = ["policy_digest"]
+
+
+def policy_digest(documents: Sequence[PolicyDocument]) -> str:
+    """`sha256:` and 64 hex digits."""
+    roles = {name: _role(role) for document in documents for name, role in document.roles.items()}
+    rules = sorted((_rule(rule) for document in documents for rule in document.rules), key=lambda rule: str(rule["id"]))
+    fields = sorted(_canonical(_plain(rule)) for document in documents for rule in document.fields)
+    text = _canonical({"format": 1, "roles": roles, "rules": rules, "fields": fields})
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def _role(role: RoleDocument) -> dict[str, Any]:
+    match = role.match if role.principals and role.jwt else "any"
+    return {"principals": sorted(set(role.principals)), "jwt": _claims(role.jwt), "match": match}
+
+
+def _rule(rule: RuleDocument) -> dict[str, Any]:
+    content: dict[str, Any] = {"id": rule.id, "shadow": rule.shadow}
+    content["allow" if rule.allow is not None else "deny"] = sorted(rule.allow or rule.deny or ())
+    for key in ("methods", "paths", "ports", "hosts"):
+        values = getattr(rule, key)
+        if values is not None:
+            content[key] = sorted(values)
+    if rule.headers is not None:
+        content["headers"] = {name: _header(header) for name, header in rule.headers.items()}
+    if rule.claims is not None:
+        content["claims"] = _claims(rule.claims)
+    if rule.times is not None:
+        content["times"] = sorted((_window(window) for window in rule.times), key=_canonical)
+    return content
+
+
+def _claims(claims: dict[str, list[bool | int | str]]) -> dict[str, list[Any]]:
+    return {path: sorted(values, key=lambda value: (type(value).__name__, value)) for path, values in claims.items()}
+
+
+def _header(header: HeaderDocument) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for key in ("exact", "prefix", "suffix", "contains"):
+        values = getattr(header, key)
+        if values is not None:
+            content[key] = sorted(values)
+    for flag in ("ignore_case", "present", "absent"):
+        if getattr(header, flag):
+            content[flag] = True
+    return content
+
+
+def _window(window: WindowDocument) -> dict[str, Any]:
+    content: dict[str, Any] = {"timezone": window.timezone}
+    if window.days is not None:
+        content["days"] = sorted(window.days, key=DAYS.index)
+    if window.opens is not None and window.closes is not None:
+        content |= {"from": int(window.opens), "to": int(window.closes)}
+    if window.after is not None:
+        content["after"] = window.after.seconds(window.timezone)
+    if window.before is not None:
+        content["before"] = window.before.seconds(window.timezone)
+    return content
+
+
+def _plain(rule: Any) -> Any:
+    return rule.model_dump(mode="json", by_alias=True) if isinstance(rule, BaseModel) else rule
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)

@@ -1,0 +1,56 @@
+"""One request as a question to a policy, for tests, explanations and replays: everything at hand, nothing from a connection."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from meshguard.model.principal import Principal
+from meshguard.model.verdicts import Denial, Permit
+from meshguard.policy.compiled import CompiledPolicy
+from meshguard.policy.decision import Conditional
+
+__all__ = ["Question", "ask", "principal_of"]
+
+
+class Question:
+    """A request: `path` canonical with its `readings`, `headers` by lower-case name with every line, `claims` of a verified token (None:
+    no token), `now` in epoch seconds. It is its own `Facts`."""
+
+    __slots__ = ("claims", "headers", "host", "method", "now", "path", "port", "readings")
+
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        readings: tuple[str, ...],
+        *,
+        host: str,
+        port: int,
+        now: float,
+        headers: Mapping[str, Sequence[str]] | None = None,
+        claims: Mapping[str, object] | None = None,
+    ) -> None:
+        self.method = method
+        self.path = path
+        self.readings = readings
+        self.host = host
+        self.port = port
+        self.now = now
+        self.headers = headers or {}
+        self.claims = claims
+
+    def header(self, name: str) -> list[str]:
+        """Every line of the field."""
+        return list(self.headers.get(name, ()))
+
+
+def ask(policy: CompiledPolicy, principal: Principal | None, question: Question) -> Permit | Denial:
+    """The verdict, by the very code that decides live requests."""
+    outlook = policy.bind(principal).outlook(question.method, question.path, question.readings, question.host, question.port)
+    return outlook.decide(question) if isinstance(outlook, Conditional) else outlook
+
+
+def principal_of(spiffe_id: str) -> Principal:
+    """A principal with this identity, valid for ever: for questions only, it never came over a connection."""
+    domain, _, path = spiffe_id.removeprefix("spiffe://").partition("/")
+    return Principal(spiffe_id, domain, "/" + path, 0.0, float("inf"), "", "")

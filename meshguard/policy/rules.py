@@ -1,0 +1,96 @@
+"""A rule as the engine reads it, and who it is about.
+
+Subjects are what rules name: `anyone`, `authenticated`, a role, or a SPIFFE ID or pattern written into the rule. Each distinct one has a
+small integer; a caller is a set of them, and rules are filed by them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from meshguard.policy.conditions import ClaimCondition, Condition, Facts
+from meshguard.policy.principals import PrincipalPattern
+
+__all__ = ["ANYONE", "AUTHENTICATED", "Role", "Rule", "host_keys"]
+
+ANYONE = 0
+"""Subject that every caller is, with or without identity."""
+AUTHENTICATED = 1
+"""Subject that every caller with a verified workload identity is."""
+
+
+class Role:
+    """`subject` is its integer; `patterns` and `claims` as in its document. `both`: identity *and* token are needed."""
+
+    __slots__ = ("both", "claims", "name", "patterns", "subject")
+
+    def __init__(
+        self, name: str, subject: int, patterns: tuple[PrincipalPattern, ...], claims: tuple[ClaimCondition, ...], both: bool
+    ) -> None:
+        self.name = name
+        self.subject = subject
+        self.patterns = patterns
+        self.claims = claims
+        self.both = both
+
+
+class Rule:
+    """`order` is its position in the policy, `callers` and `paths` are the words of its document (`/**` for any path). None for a
+    dimension means any.
+
+    `methods` of an allow rule are exact; those of a deny rule are asked with the method in upper case. `plain` rules have no
+    conditions: matching method, path, port, host and caller settles them. Compared by identity."""
+
+    __slots__ = (
+        "allow", "callers", "conditions", "hosts", "id", "methods", "needs_claims", "order", "paths", "plain", "ports", "shadow",
+        "subjects",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        order: int,
+        id: str,
+        allow: bool,
+        shadow: bool,
+        callers: tuple[str, ...],
+        subjects: tuple[int, ...],
+        methods: frozenset[str] | None,
+        paths: tuple[str, ...],
+        ports: frozenset[int] | None,
+        hosts: frozenset[str] | None,
+        conditions: tuple[Condition, ...],
+    ) -> None:
+        self.order = order
+        self.id = id
+        self.allow = allow
+        self.shadow = shadow
+        self.callers = callers
+        self.subjects = subjects
+        self.methods = methods
+        self.paths = paths
+        self.ports = ports
+        self.hosts = hosts
+        self.conditions = conditions
+        self.plain = not conditions
+        self.needs_claims = any(condition.kind == "claim" for condition in conditions)
+
+    def covers(self, method: str, port: int, hosts: Collection[str]) -> bool:
+        """Whether method, port and host fit; `hosts` are the `host_keys` of the request."""
+        if self.methods is not None and method not in self.methods:
+            return False
+        if self.ports is not None and port not in self.ports:
+            return False
+        return self.hosts is None or not self.hosts.isdisjoint(hosts)
+
+    def applies(self, facts: Facts, claims: Mapping[str, object] | None) -> bool:
+        """Whether every condition is met, judged by the rule's effect."""
+        if self.allow:
+            return all(condition.allows(facts, claims) for condition in self.conditions)
+        return all(condition.denies(facts, claims) for condition in self.conditions)
+
+
+def host_keys(host: str, depths: Collection[int]) -> tuple[str, ...]:
+    """What a rule's `hosts` may say to cover `host`: itself, and `*.suffix` for each number of labels that some rule has (`depths`)."""
+    labels = host.split(".")
+    return (host, *("*." + ".".join(labels[-depth:]) for depth in depths if depth < len(labels)))

@@ -1,0 +1,130 @@
+"""The chunked coding (RFC 9112 section 7.1), decoded strictly.
+
+Theory of operation: SIZE -> DATA -> CRLF -> SIZE ... -> TRAILERS -> done. Sizes are 1 to 15 hexadecimal digits, so they fit any
+reader; extensions are bounded and never forwarded (CVE-2023-39326); line ends are exactly CRLF.
+"""
+
+from __future__ import annotations
+
+from meshguard.model.errors import RequestError
+from meshguard.model.reasons import MALFORMED_CHUNK, MALFORMED_TRAILERS
+from meshguard.wire.events import EndOfMessage, WireLimits
+from meshguard.wire.fields import count_fields, remove_fields
+from meshguard.wire.grammar import CHUNK_LINE, FIELD_BLOCK, FORBIDDEN_IN_HEAD
+
+__all__ = ["LAST_CHUNK", "NOT_IN_TRAILERS", "ChunkDecoder", "encode_chunk", "encode_last_chunk"]
+
+_SIZE, _DATA, _CRLF, _TRAILERS = range(4)
+LAST_CHUNK = b"0\r\n\r\n"
+_TRAILER_BYTES = 8192
+
+# Fields that may not come in a trailer section: they would change framing, routing or identity after the decision (RFC 9110 section 6.5.1).
+NOT_IN_TRAILERS = (
+    b"transfer-encoding",
+    b"content-length",
+    b"host",
+    b"connection",
+    b"trailer",
+    b"te",
+    b"upgrade",
+    b"expect",
+    b"authorization",
+    b"cookie",
+    b"set-cookie",
+    b"content-encoding",
+    b"content-type",
+    b"content-range",
+    b"x-forwarded-client-cert",
+    b"x-forwarded-for",
+    b"forwarded",
+)
+
+
+class ChunkDecoder:
+    """Feed it the buffer; it takes what it can use. Raises RequestError(MALFORMED_CHUNK | MALFORMED_TRAILERS)."""
+
+    __slots__ = ("_extensions", "_left", "_limits", "_state")
+
+    def __init__(self, limits: WireLimits) -> None:
+        self._limits = limits
+        self._state = _SIZE
+        self._left = 0
+        self._extensions = 0
+
+    def decode(self, buffer: bytes) -> tuple[bytes, int, EndOfMessage | None]:
+        """(body data, octets used, end or None)."""
+        position, size = 0, len(buffer)
+        parts: list[bytes] = []
+        while True:
+            state = self._state
+            if state == _DATA:
+                if position == size:
+                    break
+                piece = buffer[position : position + self._left]
+                parts.append(piece)
+                position += len(piece)
+                self._left -= len(piece)
+                if self._left:
+                    break
+                self._state = _CRLF
+            elif state == _CRLF:
+                ending = buffer[position : position + 2]
+                if ending != b"\r\n":
+                    if ending in (b"", b"\r"):
+                        break
+                    raise RequestError(MALFORMED_CHUNK, "data longer than the chunk size")
+                position += 2
+                self._state = _SIZE
+            elif state == _SIZE:
+                match = CHUNK_LINE(buffer, position)
+                if match is None:
+                    self._check_partial_line(buffer, position)
+                    break
+                extension = match.end() - match.end(1) - 2
+                if extension:
+                    self._extensions += extension
+                    if extension > self._limits.chunk_line_bytes or self._extensions > self._limits.chunk_extension_bytes:
+                        raise RequestError(MALFORMED_CHUNK, "chunk extensions too long")
+                position = match.end()
+                self._left = int(match[1], 16)
+                self._state = _DATA if self._left else _TRAILERS
+            else:
+                end, position = self._trailers(buffer, position)
+                return b"".join(parts), position, end
+        return b"".join(parts), position, None
+
+    def _check_partial_line(self, buffer: bytes, position: int) -> None:
+        """An incomplete chunk line may wait for more; one that can never match is refused at once."""
+        line = buffer[position : position + self._limits.chunk_line_bytes + 20]
+        if b"\n" in line or len(line) > self._limits.chunk_line_bytes + 16 or (line and CHUNK_LINE(_completed(line)) is None):
+            raise RequestError(MALFORMED_CHUNK, "chunk size line")
+
+    def _trailers(self, buffer: bytes, position: int) -> tuple[EndOfMessage | None, int]:
+        if buffer.startswith(b"\r\n", position):
+            return EndOfMessage(), position + 2
+        end = buffer.find(b"\r\n\r\n", position)
+        if end < 0:
+            rest = buffer[position:]
+            if len(rest) > _TRAILER_BYTES or FORBIDDEN_IN_HEAD(rest) is not None:
+                raise RequestError(MALFORMED_TRAILERS)
+            return None, position
+        block = buffer[position : end + 2]
+        if len(block) > _TRAILER_BYTES or count_fields(block) > self._limits.fields or FIELD_BLOCK(block) is None:
+            raise RequestError(MALFORMED_TRAILERS)
+        return EndOfMessage(remove_fields(block, NOT_IN_TRAILERS)), end + 4
+
+
+def _completed(line: bytes) -> bytes:
+    """`line` as it would end if what is missing were the shortest correct rest."""
+    line = line.removesuffix(b"\r")
+    return (line + b"x" if line.endswith(b";") else line) + b"\r\n"
+
+
+def encode_chunk(data: bytes) -> bytes:
+    """One chunk; `data` is not empty (an empty chunk would end the body)."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def encode_last_chunk(trailers: bytes = b"") -> bytes:
+    """The last chunk with its trailer section (a validated field block)."""
+    return b"0\r\n%b\r\n" % trailers

@@ -1,0 +1,202 @@
+"""One canonical path per request, made once before the decision: what is judged is what is sent (security.md 1, "Paths").
+
+A path that needs no work (nearly all) passes one expression. Otherwise: percent-escapes are checked and unreserved characters
+decoded, dot segments resolved, slashes merged, parameters refused, stripped or kept, until nothing changes. Every spelling on
+which servers disagree is refused unless the route asks for it.
+
+`readings` are the case-folded spellings that a usual upstream could still take from the canonical path (decoded escapes,
+compatibility forms of Unicode, stripped parameters, trailing dots); a deny rule holds for all of them.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from meshguard.model.errors import RequestError
+from meshguard.model.reasons import AMBIGUOUS_TARGET
+
+__all__ = ["STRICT", "PathOptions", "Target", "canonicalise"]
+
+
+class PathOptions:
+    """What a route does with spellings that are refused by default.
+
+    encoded_slash    `reject` or `keep` (`%2F` stays as it is, inside its segment)
+    double_encoding  `reject` or `keep` (`%2541` stays)
+    params           `reject`, `strip` (`/a;x=1` is `/a`, for the upstream too) or `keep`
+    backslash        `reject` or `keep` (`%5C` only; a raw one is never allowed)
+    """
+
+    __slots__ = ("backslash", "double_encoding", "encoded_slash", "params")
+
+    def __init__(
+        self, encoded_slash: str = "reject", double_encoding: str = "reject", params: str = "reject", backslash: str = "reject"
+    ) -> None:
+        self.encoded_slash = encoded_slash
+        self.double_encoding = double_encoding
+        self.params = params
+        self.backslash = backslash
+
+
+STRICT = PathOptions()
+
+
+class Target:
+    """`path` canonical (str, begins with `/` or is `*`), `query` bytes after `?` as sent or None, `readings` (see the module)."""
+
+    __slots__ = ("path", "query", "readings")
+
+    def __init__(self, path: str, query: bytes | None, readings: tuple[str, ...]) -> None:
+        self.path = path
+        self.query = query
+        self.readings = readings
+
+
+# Segments of unreserved and sub-delims characters but `;`, none empty and none beginning with a dot; ends with a segment or one slash.
+_CLEAN = re.compile(rb"(?:/[A-Za-z0-9_~!$&'()*+,=:@\-][A-Za-z0-9._~!$&'()*+,=:@\-]*+)*+/?").fullmatch
+# RFC 3986 section 3.3 pchar and `/`; `%` is checked apart. No backslash, no `#`, no raw non-ASCII, no "<>^`{|}.
+_PATH_CHARACTERS = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=:@%/\-]*+").fullmatch
+_ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})?+")
+_UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+_HEX_AHEAD = re.compile(rb"[0-9A-Fa-f]{2}").match
+_U_ESCAPE = re.compile(rb"%25[uU][0-9A-Fa-f]{4}").search
+
+
+def canonicalise(target: bytes, options: PathOptions = STRICT) -> Target:
+    """The canonical form of an origin-form target (or `*`). Raises RequestError(AMBIGUOUS_TARGET)."""
+    if target == b"*":
+        return Target("*", None, ("*",))
+    raw, mark, rest = target.partition(b"?")
+    query = rest if mark else None
+    if b"#" in target:
+        raise RequestError(AMBIGUOUS_TARGET, "fragment")
+    if not raw.startswith(b"/"):
+        raise RequestError(AMBIGUOUS_TARGET, "not absolute")
+    if _CLEAN(raw) is not None:
+        path = raw.decode("ascii")
+        folded = path.lower()
+        if "." in folded:
+            return Target(path, query, _readings(path))
+        return Target(path, query, (folded,))
+    if _PATH_CHARACTERS(raw) is None:
+        raise RequestError(AMBIGUOUS_TARGET, "character not allowed in a path")
+    path = _settle(raw, options)
+    return Target(path, query, _readings(path))
+
+
+def _settle(raw: bytes, options: PathOptions) -> str:
+    """Applies the steps until nothing changes. Each pass shortens the path, so this ends; twice is already unusual."""
+    for _ in range(8):
+        done = _resolve(_decode(raw, options), options)
+        if done == raw:
+            return done.decode("ascii")
+        raw = done
+    raise RequestError(AMBIGUOUS_TARGET, "no stable form")
+
+
+def _decode(raw: bytes, options: PathOptions) -> bytes:
+    """Checks every escape; decodes unreserved characters, keeps the others in upper case."""
+    high = bytearray()
+
+    def one(match: re.Match[bytes]) -> bytes:
+        digits = match[1]
+        if digits is None:
+            raise RequestError(AMBIGUOUS_TARGET, "bad percent-escape")
+        value = int(digits, 16)
+        if value in _UNRESERVED:
+            return bytes([value])
+        if value < 0x20 or value == 0x7F:
+            raise RequestError(AMBIGUOUS_TARGET, "encoded control character")
+        if value == 0x2F and options.encoded_slash != "keep":
+            raise RequestError(AMBIGUOUS_TARGET, "encoded slash")
+        if value == 0x5C and options.backslash != "keep":
+            raise RequestError(AMBIGUOUS_TARGET, "encoded backslash")
+        if value == 0x25 and options.double_encoding != "keep":
+            after = match.string[match.end() : match.end() + 5]
+            if _HEX_AHEAD(after) or after[:1] in (b"u", b"U"):
+                raise RequestError(AMBIGUOUS_TARGET, "double encoding")
+        if value >= 0x80:
+            high.append(value)
+        return b"%%%02X" % value
+
+    out = []
+    for part in re.split(rb"((?:%[89A-Fa-f][0-9A-Fa-f])++)", raw):
+        high.clear()
+        out.append(_ESCAPE.sub(one, part))
+        if high:
+            _check_utf8(high)
+    return b"".join(out)
+
+
+def _check_utf8(data: bytearray) -> None:
+    """Strict UTF-8: overlong forms, surrogates and stray bytes are refused."""
+    try:
+        data.decode("utf-8", "strict")
+    except UnicodeDecodeError as exc:
+        raise RequestError(AMBIGUOUS_TARGET, "escapes are not UTF-8") from exc
+
+
+def _resolve(path: bytes, options: PathOptions) -> bytes:
+    """Dot segments, repeated slashes and parameters (RFC 3986 section 5.2.4)."""
+    out: list[bytes] = []
+    segments = path.split(b"/")[1:]
+    last = len(segments) - 1
+    for index, segment in enumerate(segments):
+        if b";" in segment:
+            if options.params == "reject":
+                raise RequestError(AMBIGUOUS_TARGET, "path parameter")
+            bare = segment[: segment.index(b";")]
+            if options.params == "strip" or bare in (b".", b"..", b""):
+                if options.params == "keep":
+                    raise RequestError(AMBIGUOUS_TARGET, "path parameter on a dot segment")
+                segment = bare
+        if segment == b"..":
+            if not out:
+                raise RequestError(AMBIGUOUS_TARGET, "dot segments leave the root")
+            out.pop()
+        elif segment and segment != b".":
+            out.append(segment)
+            continue
+        if index == last:
+            out.append(b"")
+    return b"/" + b"/".join(out)
+
+
+def _readings(path: str) -> tuple[str, ...]:
+    """Case-folded spellings an upstream could take, the canonical one first; each again with dots resolved, slashes merged."""
+    seen = [path.lower()]
+    text = path
+    for _ in range(3):  # servers decode once, sometimes twice; `double_encoding: keep` makes the third pass matter
+        decoded = _unquote(text)
+        for variant in (decoded, unicodedata.normalize("NFKC", decoded)):
+            for candidate in (variant, _plain(variant)):
+                folded = candidate.casefold()
+                if folded not in seen:
+                    seen.append(folded)
+        if decoded == text:
+            break
+        text = decoded
+    return tuple(seen)
+
+
+def _unquote(text: str) -> str:
+    data = re.sub(rb"%([0-9A-Fa-f]{2})", lambda match: bytes([int(match[1], 16)]), text.encode("utf-8"))
+    return data.decode("utf-8", "replace")
+
+
+def _plain(text: str) -> str:
+    """As a lenient server reads it: backslash is a slash, parameters and trailing dots and spaces of a segment go."""
+    out: list[str] = []
+    segments = text.replace("\\", "/").split("\x00", 1)[0].split("?", 1)[0].split("#", 1)[0].split("/")[1:]
+    for index, segment in enumerate(segments):
+        segment = segment.split(";", 1)[0]
+        if segment == "..":
+            if out:
+                out.pop()
+        elif segment.rstrip(". \t"):
+            out.append(segment.rstrip(". \t"))
+            continue
+        if index == len(segments) - 1:
+            out.append("")
+    return "/" + "/".join(out)
