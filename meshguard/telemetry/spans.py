@@ -177,8 +177,8 @@ class SpanRecorder:
         if plan is not None:
             url = f"{self._scheme(cluster)}://{_capped(plan.host, _MAX_HOST)}{_capped(plan.path, _MAX_PATH)}"
             attributes.append(self._full.encoded(f"{url}?{query}" if query else url))
-        if record.attempts > 1:
-            attributes.append(span_attribute("http.request.resend_count", record.attempts - 1))
+        if record.attempts:
+            attributes.append(span_attribute("http.request.resend_count", record.attempts))
         return span(
             trace_id,
             record.client_span_id,

@@ -289,7 +289,11 @@ def test_nothing_is_left_open() -> None:
 
 def test_a_collector_that_says_nothing_holds_up_nobody() -> None:
     release = threading.Event()
-    endpoint, server = _serve(lambda connection: release.wait(10) and None)
+
+    def behave(connection: socket.socket) -> None:
+        release.wait(10)
+
+    endpoint, server = _serve(behave)
     registry = Registry()
     target = exporter(endpoint, registry, timeout_s=60.0)
     export(target, 1)
