@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from meshguard import __version__
 from meshguard.model.reasons import INTERNAL_ERROR, MALFORMED_REQUEST, NO_RULE, UPSTREAM_TIMEOUT
 from meshguard.model.record import FieldOperation
 from meshguard.model.verdicts import Denial, Permit, ShadowResult
 from meshguard.telemetry.metrics import OVERFLOW, HistogramValue, Registry
+from meshguard.telemetry.process_metrics import process_families
 from meshguard.telemetry.prometheus import OPENMETRICS, TEXT, content_type, render
 from meshguard.telemetry.request_metrics import RequestMetrics
 from tests.telemetry.exposition import Series, parse
@@ -38,7 +42,7 @@ def test_requests_are_counted_by_route_status_and_verdict() -> None:
         [
             Record(),
             Record(ended=1000.3, response_bytes=5000),
-            Record(verdict=denial, refusal=NO_RULE, status=403, forwarded=0.0, answered=0.0, upstream="", attempts=0),
+            Record(verdict=denial, refusal=NO_RULE, status=403, forwarded=0.0, answered=0.0, upstream=""),
             Record(verdict=None, refusal=MALFORMED_REQUEST, status=400, plan=None, head=None, forwarded=0.0, answered=0.0, upstream=""),
             Record(refusal=UPSTREAM_TIMEOUT, status=504, answered=0.0, ended=1015.0),
             Record(refusal=INTERNAL_ERROR, status=500, answered=0.0, forwarded=0.0, upstream=""),
@@ -198,6 +202,7 @@ def test_the_format_is_negotiated(accept: str, expected: str) -> None:
     assert content_type(accept) == expected
 
 
+@settings(deadline=None)  # a shared machine is slow at times
 @given(st.lists(st.text(), max_size=5), st.text(), st.sampled_from([TEXT, OPENMETRICS]))
 def test_every_label_value_survives_the_exposition(values: list[str], help: str, media_type: str) -> None:
     registry = Registry()
@@ -226,3 +231,25 @@ def test_a_large_exposition_comes_in_pieces() -> None:
 
 def test_an_empty_histogram_value_counts_nothing() -> None:
     assert HistogramValue((1.0,), [0, 0], 0.0).count == 0
+
+
+def test_a_record_that_cannot_be_read_harms_no_other() -> None:
+    registry = Registry()
+    metrics = RequestMetrics(registry)
+    broken = Record()
+    del broken.status
+    with pytest.raises(AttributeError):
+        metrics.consume([Record(), broken, Record()], 0.0)
+    assert total(exposed(registry), "meshguard_requests_total") == 2
+
+
+def test_the_process_tells_what_it_uses() -> None:
+    registry = Registry()
+    registry.collect(process_families)
+    series = exposed(registry)
+    assert only(series, "process_virtual_memory_bytes") > 1_000_000
+    assert only(series, "process_cpu_seconds_total") > 0
+    assert only(series, "process_open_fds") >= 3
+    assert only(series, "process_threads") >= 1
+    assert 0 <= time.time() - only(series, "process_start_time_seconds") < 3600
+    assert only(series, "meshguard_build_info", version=__version__) == 1

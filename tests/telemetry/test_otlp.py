@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import os
 import socket
 import ssl
 import threading
@@ -252,9 +253,47 @@ def test_an_endless_answer_is_not_read_to_its_end() -> None:
     server.close()
 
 
+def test_a_collector_that_drips_is_cut() -> None:
+    def behave(connection: socket.socket) -> None:
+        connection.recv(65536)
+        for _ in range(200):
+            connection.sendall(b"H" if _ == 0 else b"T")
+            time.sleep(0.05)  # the behaviour under test, not a wait
+
+    endpoint, server = _serve(behave)
+    registry = Registry()
+    target = exporter(endpoint, registry, attempts=1, timeout_s=0.4)
+    started = time.monotonic()
+    export(target, 1)
+    _until(lambda: counted(registry, "spans.dropped") == {("failed",): 2})
+    assert time.monotonic() - started < 5
+    target.close(5)
+    server.close()
+
+
+def test_nothing_is_left_open() -> None:
+    def descriptors() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    threads = threading.active_count()
+    with Collector() as collector:
+        before = descriptors()
+        for _ in range(10):
+            target = exporter(collector.endpoint, Registry())
+            export(target, 1)
+            target.close(10)
+        _until(lambda: descriptors() <= before + 1)  # the collector notices the end of a connection a moment later
+    _ended("otlp")
+    _until(lambda: threading.active_count() <= threads)
+
+
 def test_a_collector_that_says_nothing_holds_up_nobody() -> None:
     release = threading.Event()
-    endpoint, server = _serve(lambda connection: release.wait(10) and None)
+
+    def behave(connection: socket.socket) -> None:
+        release.wait(10)
+
+    endpoint, server = _serve(behave)
     registry = Registry()
     target = exporter(endpoint, registry, timeout_s=60.0)
     export(target, 1)
