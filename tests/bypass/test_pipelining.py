@@ -207,11 +207,8 @@ def test_early_answer_to_an_unfinished_upload(engine: str, dial: Callable[..., R
             client.send(b"POST /early HTTP/1.1\r\nHost: shop.example\r\nContent-Length: 1000\r\n\r\nabc")
             answer = client.response()
             assert (answer.status, answer.body) == (403, b"enough")
-            client.send(SMUGGLED)
-            try:
-                further = client.rest()
-            except Truncated:
-                further = []
-            assert further == []
+            # the rest of the body holds a request; a real one comes behind it
+            client.send(SMUGGLED + b"x" * (997 - len(SMUGGLED)) + get("/after-early", fields=["Connection: close"]))
+            assert [a.get("x-seen-target") for a in client.rest()] in ([], ["/after-early"])
         innocent(lambda: dial(f"plain-{engine}"), mesh.upstream)
-    assert not [s for s in mesh.upstream.requests if s.target == "/smuggled" and s.complete]
+    assert not [s for s in mesh.upstream.requests if s.target == "/smuggled"]

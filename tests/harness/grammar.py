@@ -8,6 +8,7 @@ with what was forwarded), and that nothing but the declared refusal is raised.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from hypothesis import strategies as st
 
@@ -15,8 +16,17 @@ __all__ = ["Meaning", "bent_requests", "cuts", "pieces", "requests"]
 
 TCHAR = "!#$%&'*+-.^`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 RESERVED = {
-    "host", "content-length", "transfer-encoding", "connection", "upgrade", "expect", "te", "trailer", "keep-alive", "proxy-connection",
-}  # fmt: skip
+    "host",
+    "content-length",
+    "transfer-encoding",
+    "connection",
+    "upgrade",
+    "expect",
+    "te",
+    "trailer",
+    "keep-alive",
+    "proxy-connection",
+}
 
 
 @dataclass(frozen=True)
@@ -77,9 +87,39 @@ def requests(draw: st.DrawFn) -> tuple[bytes, Meaning]:
 
 
 FRAGMENTS = [
-    b"\r\n", b"\n", b"\r", b" ", b"\t", b"\0", b"\x0b", b":", b",", b";", b"0", b"\r\n\r\n", b"chunked", b"Content-Length: 3\r\n", b"Transfer-Encoding: chunked\r\n", b"Transfer-Encoding: gzip, chunked\r\n", b"Content-Length: +3\r\n",
-    b"Host: b\r\n", b" HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"X : y\r\n", b"\r\n folded", b"\xff", b"_", b"Connection: close\r\n", b"Expect: 100-continue\r\n", b"0x", b"5;a=b\r\n", b"\xc2\xa0", b"#", b"%2f", b"\\",
-]  # fmt: skip
+    b"\r\n",
+    b"\n",
+    b"\r",
+    b" ",
+    b"\t",
+    b"\0",
+    b"\x0b",
+    b":",
+    b",",
+    b";",
+    b"0",
+    b"\r\n\r\n",
+    b"chunked",
+    b"Content-Length: 3\r\n",
+    b"Transfer-Encoding: chunked\r\n",
+    b"Transfer-Encoding: gzip, chunked\r\n",
+    b"Content-Length: +3\r\n",
+    b"Host: b\r\n",
+    b" HTTP/1.1\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"X : y\r\n",
+    b"\r\n folded",
+    b"\xff",
+    b"_",
+    b"Connection: close\r\n",
+    b"Expect: 100-continue\r\n",
+    b"0x",
+    b"5;a=b\r\n",
+    b"\xc2\xa0",
+    b"#",
+    b"%2f",
+    b"\\",
+]
 
 
 @st.composite
@@ -110,4 +150,4 @@ def cuts(data: bytes) -> st.SearchStrategy[list[int]]:
 def pieces(data: bytes, positions: list[int]) -> list[bytes]:
     """`data` split at `positions`; empty pieces are left out."""
     edges = [0, *positions, len(data)]
-    return [data[a:b] for a, b in zip(edges, edges[1:], strict=False) if a < b]
+    return [data[a:b] for a, b in pairwise(edges) if a < b]
