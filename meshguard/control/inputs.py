@@ -5,7 +5,6 @@ Runs in a thread: reading, validating and compiling ten thousand rules takes lon
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +46,8 @@ def load_inputs(load_configuration: Callable[[], LoadedConfiguration]) -> Inputs
     try:
         policy = compile_policy(values, [document.file for document in documents])
         keysets: dict[str, Keyset] = {
-            name: load_keyset(config.path, name, create=configuration.profile == "development") for name, config in configuration.keys.items()
+            name: load_keyset(config.path, name, create=configuration.profile == "development")
+            for name, config in configuration.keys.items()
         }
         fields = compile_fields(documents, policy.roles, keysets) if any(value.fields for value in values) else None
     except DocumentError as exc:
@@ -56,6 +56,3 @@ def load_inputs(load_configuration: Callable[[], LoadedConfiguration]) -> Inputs
     return Inputs(loaded, policy, fields, tuple(files))
 
 
-def now() -> float:
-    """Epoch seconds, for documents with end dates."""
-    return time.time()

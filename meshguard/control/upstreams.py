@@ -98,7 +98,9 @@ class Upstreams:
         """Everything of a change that can fail, done before anything is changed. Raises ValueError, IdentityError, OSError."""
         return {name: (cluster_settings(config), client_tls(config.tls, material, trust)) for name, config in configs.items()}
 
-    def apply(self, configs: Mapping[str, ClusterConfig], prepared: Mapping[str, tuple[ClusterSettings, ClientTls | None]]) -> list[Cluster]:
+    def apply(
+        self, configs: Mapping[str, ClusterConfig], prepared: Mapping[str, tuple[ClusterSettings, ClientTls | None]]
+    ) -> list[Cluster]:
         """Makes the clusters what was prepared; gives those that are no longer wanted, to be drained once no snapshot uses them."""
         for name, (settings, tls) in prepared.items():
             cluster = self.clusters.get(name)

@@ -43,7 +43,8 @@ def load_certificate(der: bytes) -> x509.Certificate:
         certificate = x509.load_der_x509_certificate(der)
         # These are parsed on demand: a malformed or repeated extension must show here, not later.
         _ = certificate.extensions, certificate.version, certificate.subject, certificate.issuer
-    except (ValueError, TypeError, x509.DuplicateExtension, x509.InvalidVersion, x509.UnsupportedGeneralNameType) as exc:
+    except (ValueError, TypeError, x509.DuplicateExtension, x509.InvalidVersion, x509.UnsupportedGeneralNameType, Warning) as exc:
+        # Warning: cryptography warns of a serial number below 1, which is an exception where warnings are errors.
         raise IdentityError("certificate_malformed", str(exc)[:200]) from exc
     return certificate
 

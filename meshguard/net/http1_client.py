@@ -106,13 +106,17 @@ class UpstreamConnection:
                     exchange.response_data(event)
                 elif type(event) is ResponseHead:
                     self.answered = True
-                    exchange.response_head(event)
                     if event.status >= 200:
                         self._reusable = event.keep_alive
                         if event.status >= 500 or self.endpoint.failures:
                             self.cluster.answered(self.endpoint, event.status)
-                        if event.length == NO_BODY and self._exchange is exchange:
-                            exchange.response_end(b"")
+                        body = engine.whole_body()
+                        if body is not None:
+                            exchange.response_whole(event, body)
+                            return
+                    exchange.response_head(event)
+                    if event.status >= 200 and event.length == NO_BODY and self._exchange is exchange:
+                        exchange.response_end(b"")
                 else:
                     exchange.response_end(event.trailers)  # type: ignore[union-attr]  # the third kind of event
                 if self._exchange is not exchange:

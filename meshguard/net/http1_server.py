@@ -22,13 +22,14 @@ from meshguard.net.channel import HIGH_WATER, Channel
 from meshguard.net.stream import Handler, Stream
 from meshguard.wire.chunked import encode_chunk, encode_last_chunk
 from meshguard.wire.events import EndOfMessage, RequestEngine
-from meshguard.wire.serialise import CHUNKED_LINE, INTERIM_CONTINUE, status_line
+from meshguard.wire.serialise import CHUNKED_LINE, INTERIM_CONTINUE, STATUS_LINES, status_line
 
 __all__ = ["ConnectionLimits", "Http1Connection"]
 
 log = logging.getLogger(__name__)
 
 _LINGER_S = 2.0
+_CLOSE = b"connection: close\r\n"
 
 
 class ConnectionLimits:
@@ -74,6 +75,7 @@ class Http1Connection:
         "_close_after",
         "_discarded",
         "_draining",
+        "_drains",
         "_engine",
         "_handler",
         "_head",
@@ -104,6 +106,7 @@ class Http1Connection:
         self._chunked = False
         self._close_after = False
         self._draining = False
+        self._drains = False
         self._lingering = False
         self._pumping = False
         self._discarded = 0
@@ -245,6 +248,12 @@ class Http1Connection:
 
     # -- writing (Downstream) -------------------------------------------------------------------------------------------
 
+    def send_whole(self, status: int, block: bytes, body: bytes) -> None:
+        self.channel.write(
+            b"%b%bcontent-length: %d\r\n%b\r\n%b"
+            % (STATUS_LINES.get(status) or status_line(status), block, len(body), _CLOSE if self._close_after else b"", body)
+        )
+
     def send_interim(self, status: int, block: bytes) -> None:
         if self._head is not None and self._head.minor == 1:
             self.channel.write(b"%b%b\r\n" % (status_line(status), block))
@@ -253,7 +262,7 @@ class Http1Connection:
         """The answer to `Expect: 100-continue`, after the decision."""
         self.channel.write(INTERIM_CONTINUE)
 
-    def send_head(self, status: int, block: bytes, length: int, specials: list[tuple[bytes, bytes]], request_complete: bool) -> None:
+    def send_head(self, status: int, block: bytes, length: int, specials: list[tuple[bytes, bytes]]) -> None:
         head = self._head
         framing = b""
         if length > 0:
@@ -269,10 +278,8 @@ class Http1Connection:
             framing = CHUNKED_LINE
         else:
             self._close_after = True
-        if not request_complete:
-            self._close_after = True
         if self._close_after:
-            framing += b"connection: close\r\n"
+            framing += _CLOSE
         self._out = b"%b%b%b\r\n" % (status_line(status), block, framing)
 
     def send_data(self, data: bytes) -> None:
@@ -297,8 +304,10 @@ class Http1Connection:
         head = self._head
         if reason.closes or head is None or not self._may_drain(head):
             self._close_after = True
+        else:
+            self._drains = True
         body_out = b"" if head is not None and head.method == b"HEAD" else body
-        connection = b"connection: close\r\n" if self._close_after else b""
+        connection = _CLOSE if self._close_after else b""
         date = formatdate(usegmt=True).encode("ascii")
         self._out = b""
         self.channel.write(
@@ -333,8 +342,12 @@ class Http1Connection:
             else:
                 self._linger()
         elif request_complete:
+            self._drains = False
             self._next()
+        elif not self._drains:  # answered before the request was over: what still comes is not worth the connection
+            self._linger()
         else:
+            self._drains = False
             self._draining = True
             self._discarded = 0
             if self.request_held:
@@ -380,6 +393,16 @@ class Http1Connection:
         self.draining = True
         self._close_after = True
         if self.stream is None and not self._lingering and not self._head_since:
+            self.channel.close()
+
+    def cut(self, why: str) -> None:
+        """The identity of the connection is no longer good: what is under way is refused or cut, then it ends."""
+        self._close_after = True
+        if self.stream is not None:
+            self.stream.client_gone(why)
+            self.stream = None
+            self.channel.abort()
+        elif not self._lingering:
             self.channel.close()
 
     def abandon(self, why: str) -> None:

@@ -11,7 +11,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from time import monotonic, time
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from meshguard.model.reasons import PLAINTEXT_REFUSED
 from meshguard.net.channel import Application, Channel, PlainChannel, TlsChannel
@@ -45,11 +45,14 @@ class TlsGate:
         self.plaintext_until = plaintext_until
 
 
-class Listener:
+D = TypeVar("D", bound=Door)
+
+
+class Listener(Generic[D]):
     """One address. `doors` is the set of its live connections, which the door factory's applications leave by themselves."""
 
     def __init__(
-        self, name: str, address: tuple[str, int], gate: TlsGate, new_door: Callable[[], Door], doors: set[Door], limit: int
+        self, name: str, address: tuple[str, int], gate: TlsGate, new_door: Callable[[], D], doors: set[D], limit: int
     ) -> None:
         self.name = name
         self.address = address
@@ -79,6 +82,10 @@ class Listener:
             sock.close()
             raise
         self._sweep = loop.call_later(SWEEP_S, self._look)
+
+    @property
+    def listening(self) -> bool:
+        return self._server is not None
 
     @property
     def connections(self) -> int:

@@ -23,12 +23,15 @@ class Downstream(Protocol):
     request_held: bool
     """The client's body is held back (back-pressure)."""
 
+    def send_whole(self, status: int, block: bytes, body: bytes) -> None:
+        """A complete answer with a body, in one write."""
+
     def send_interim(self, status: int, block: bytes) -> None: ...
 
     def send_continue(self) -> None:
         """The answer to `Expect: 100-continue`."""
 
-    def send_head(self, status: int, block: bytes, length: int, specials: list[tuple[bytes, bytes]], request_complete: bool) -> None:
+    def send_head(self, status: int, block: bytes, length: int, specials: list[tuple[bytes, bytes]]) -> None:
         """The response head; `length` is octets, CHUNKED or UNTIL_CLOSE (then the door frames the body itself)."""
 
     def send_data(self, data: bytes) -> None: ...
@@ -82,6 +85,9 @@ class Handler(Protocol):
 
 class Answer(Protocol):
     """An exchange as an upstream connection sees it."""
+
+    def response_whole(self, head: ResponseHead, body: bytes) -> None:
+        """Head, data and end in one: what most answers are."""
 
     def response_head(self, head: ResponseHead) -> None: ...
     def response_data(self, data: bytes) -> None: ...

@@ -47,7 +47,7 @@ class RequestFacts:
         if tokens is None:
             return None
         try:
-            claims = tokens.claims(self.header, self.now)
+            claims: Mapping[str, object] | None = tokens.claims(self.header, self.now)
         except IdentityError as exc:
             raise RequestError(TOKEN_INVALID, exc.code) from exc
         if claims is not None:

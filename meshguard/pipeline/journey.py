@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from meshguard.model.errors import IdentityError, RequestError
 from meshguard.model.messages import CHUNKED, NO_BODY, RequestHead, ResponseHead
 from meshguard.model.reasons import (
+    BODY_TOO_LARGE,
     DRAINING,
     IDENTITY_EXPIRED,
     IDENTITY_REQUIRED,
@@ -27,6 +28,7 @@ from meshguard.pipeline.exchange import Exchange
 from meshguard.pipeline.facts import RequestFacts
 from meshguard.pipeline.inspection import InspectionBudget
 from meshguard.pipeline.peer import Peer, chained_lines, forwarded_lines
+from meshguard.policy.decision import Conditional
 from meshguard.wire.serialise import CHUNKED_LINE
 from meshguard.wire.trace_context import begin as begin_trace
 
@@ -191,6 +193,9 @@ def locate(journey: Journey, exchange: Exchange) -> object:
     plan = table.plans.get((head.method, head.authority, head.target))
     if plan is None:
         plan = table.make(head.method, head.authority, head.target, exchange.peer.local_port)
+    limit = exchange.peer.limits.body_bytes
+    if limit and head.length > limit:
+        raise RequestError(BODY_TOO_LARGE, f"content-length {head.length}")
     if plan.variants:
         for variant in plan.variants:
             if variant.conditions is not None and variant.conditions.headers_match(head.block):
@@ -217,14 +222,16 @@ def decide(journey: Journey, exchange: Exchange) -> object:
     plan = exchange.plan
     if plan is None:
         raise RequestError(INTERNAL_ERROR, "no plan")
-    verdict = plan.outlook
-    if type(verdict) is not Permit and type(verdict) is not Denial:
+    outlook = plan.outlook
+    if isinstance(outlook, Conditional):
         facts = RequestFacts(exchange, time())
-        verdict = verdict.decide(facts)
+        verdict = outlook.decide(facts)
         exchange.subject = facts.subject
+    else:
+        verdict = outlook
     exchange.verdict = verdict
-    if type(verdict) is not Permit:
-        raise RequestError(verdict.reason if type(verdict) is Denial else INTERNAL_ERROR)
+    if isinstance(verdict, Denial):
+        raise RequestError(verdict.reason)
     if plan.refusal is not None:
         raise RequestError(plan.refusal)
     return None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from meshguard.model.principal import Principal
 from meshguard.model.reasons import Reason
+from meshguard.wire import xfcc
 
 if TYPE_CHECKING:
     from meshguard.net.http1_server import ConnectionLimits
@@ -59,11 +60,6 @@ class Peer:
         self.lines = b""
 
 
-def certificate_element(own_id: str, principal: Principal) -> bytes:
-    """One XFCC element as Envoy writes it. SPIFFE IDs hold none of the characters that would need quoting."""
-    return f"By={own_id};Hash={principal.thumbprint};URI={principal.spiffe_id}".encode("ascii")
-
-
 def forwarded_lines(peer: Peer, own_id: str) -> bytes:
     """The lines that tell the upstream about an untrusted client: everything it said of itself was cut before."""
     lines = b"x-forwarded-for: %b\r\nx-forwarded-proto: %b\r\n" % (
@@ -71,7 +67,7 @@ def forwarded_lines(peer: Peer, own_id: str) -> bytes:
         b"https" if peer.tls_version else b"http",
     )
     if peer.principal is not None:
-        peer.certificate_tag = certificate_element(own_id, peer.principal)
+        peer.certificate_tag = xfcc.element(own_id, peer.principal)
         lines += b"x-forwarded-client-cert: %b\r\n" % peer.certificate_tag
     return lines + b"via: 1.1 meshguard\r\n"
 
@@ -88,9 +84,7 @@ def chained_lines(peer: Peer, specials: Sequence[tuple[bytes, bytes]]) -> bytes:
     lines = b"x-forwarded-for: %b\r\nx-forwarded-proto: %b\r\n" % (addresses, proto)
     if b"x-forwarded-host" in said:
         lines += b"x-forwarded-host: %b\r\n" % said[b"x-forwarded-host"][-1]
-    certificates = said.get(b"x-forwarded-client-cert", [])
-    if peer.certificate_tag:
-        certificates = [*certificates, peer.certificate_tag]
+    certificates = xfcc.join(said.get(b"x-forwarded-client-cert", ()), peer.certificate_tag)
     if certificates:
-        lines += b"x-forwarded-client-cert: %b\r\n" % b",".join(certificates)
+        lines += b"x-forwarded-client-cert: %b\r\n" % certificates
     return lines + b"via: 1.1 meshguard\r\n"

@@ -88,12 +88,8 @@ class Route:
         return "" if self.paths is None else self.paths(path)
 
     def headers_match(self, block: bytes) -> bool:
-        """Every line of a conditional field has the value: one that differs is a reason not to match."""
-        for name, wanted in self.headers:
-            values = field_values(block, name)
-            if not values or any(value != wanted for value in values):
-                return False
-        return True
+        """Each conditional field has a line with the value."""
+        return all(wanted in field_values(block, name) for name, wanted in self.headers)
 
 
 class RouteTable:

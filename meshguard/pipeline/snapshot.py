@@ -15,10 +15,10 @@ from meshguard.wire.semantics import FieldRules
 if TYPE_CHECKING:
     from meshguard.fields.compile import CompiledFields
     from meshguard.fields.transforms import Reader
-    from meshguard.pipeline.tokens import TokenVerifier
     from meshguard.identity.trust import TrustStore
     from meshguard.net.cluster.cluster import Cluster
     from meshguard.pipeline.plan import Table
+    from meshguard.pipeline.tokens import TokenVerifier
     from meshguard.policy.compiled import CompiledPolicy
     from meshguard.wire.trace_context import Sampling
 
@@ -58,6 +58,12 @@ class Snapshot:
     tokens: TokenVerifier | None
     sampling: Sampling
     own_reader: Reader  # this workload as the recipient of requests (fields)
+
+    def release(self) -> None:
+        """The snapshot is no longer current: its memos go, and with them the cycles that would keep it from being freed at once."""
+        for view in self.listeners.values():
+            view.tables.clear()
+        self.policy.forget()
 
     def table(self, view: ListenerView, principal: Principal | None) -> Table:
         """The decisions for `principal` on a listener, made on first use."""

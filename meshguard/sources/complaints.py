@@ -15,7 +15,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-__all__ = ["Complaint", "Told", "complaints_of", "nearest", "shown"]
+__all__ = ["Complaint", "Told", "complaints_of", "is_secret", "nearest", "shown"]
 
 Path = tuple[str | int, ...]
 
@@ -67,13 +67,18 @@ class Complaint:
         self.nearest = nearest
 
 
+def is_secret(path: Path) -> bool:
+    """The names at the end of the path say that the value must not be shown."""
+    return any(isinstance(part, str) and _SECRET.search(part) for part in path[-2:])
+
+
 def shown(value: object, path: Path = ()) -> str:
     """A value for people: shortened, never a secret (by the name of its key, a PEM block, user info in a URL)."""
     if isinstance(value, Mapping):
         return f"a mapping of {len(value)}"
     if isinstance(value, list):
         return f"a list of {len(value)}"
-    if any(isinstance(part, str) and _SECRET.search(part) for part in path[-2:]):
+    if is_secret(path):
         return "(hidden)"
     text = value if isinstance(value, str) else "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     if "-----BEGIN" in text:
@@ -174,7 +179,7 @@ def _complaint(item: Any, model: type[BaseModel], values: object) -> tuple[Compl
         key = str(context.get("discriminator", "")).strip("'")
         found = here.get(key) if isinstance(here, Mapping) else None
         if kind == "union_tag_not_found" or not isinstance(found, str):
-            return Complaint((*where, key), f"a value: this key is required ({_choice(known)})"), tag_at, None
+            return Complaint((*where, key), "a value: this key is required"), tag_at, None
         return Complaint((*where, key), _choice(known), found, nearest(found, known)), tag_at, None
     if kind in ("literal_error", "enum"):
         known = re.findall(r"'((?:[^'\\]|\\.)*)'", str(context.get("expected", "")))
@@ -218,9 +223,16 @@ def _known_keys(model: type[BaseModel], location: Sequence[Any]) -> set[str]:
         if following:
             kinds = following
         elif isinstance(part, str):  # the name of a member of a union: narrows to it when it is a model's
-            kinds = [kind for kind in kinds if getattr(kind, "__name__", "") == part] or kinds
+            kinds = [kind for kind in kinds if getattr(kind, "__name__", "") == part or _has_tag(kind, part)] or kinds
     models = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
     return {field.alias or name for kind in models for name, field in kind.model_fields.items()}
+
+
+def _has_tag(kind: Any, tag: str) -> bool:
+    """A model of a discriminated union whose discriminator is `tag`."""
+    if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+        return False
+    return any(get_origin(field.annotation) is typing.Literal and tag in get_args(field.annotation) for field in kind.model_fields.values())
 
 
 def _unwrap(annotation: Any) -> list[Any]:

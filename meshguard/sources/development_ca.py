@@ -32,7 +32,7 @@ from meshguard.identity.pem import encode_certificates, read_certificates
 from meshguard.identity.spiffe import parse_trust_domain, spiffe_id
 from meshguard.model.errors import IdentityError, MeshguardError
 from meshguard.sources.identity import IdentityUpdate, Report, check_update
-from meshguard.sources.watch import watch
+from meshguard.sources.watch import Watch
 
 __all__ = ["CA_LIFE_S", "SVID_LIFE_S", "DevelopmentAuthority", "DevelopmentSource", "write_private"]
 
@@ -215,17 +215,15 @@ class DevelopmentSource:
         """See `IdentitySource`. The first failure is raised: a directory that cannot be used at the start will not mend itself."""
         directory = self._authority.directory
         update = await asyncio.to_thread(self._issue)
-        yield update
-        changes = watch([directory / "bundle.pem", directory / "bundles"])
-        waiting: asyncio.Future[frozenset[Path]] | None = None
+        watcher = Watch([directory / "bundle.pem", directory / "bundles"])
         try:
+            yield update
             while True:
-                renew_at = min((update.material.not_before + update.material.not_after) / 2, self._authority.renew_at)
-                waiting = waiting or asyncio.ensure_future(anext(changes))
-                done, _ = await asyncio.wait([waiting], timeout=max(renew_at - self._clock(), 0.05))
-                if done:
-                    waiting.result()
-                    waiting = None
+                issued_at = update.material.not_before + BACKDATE_S
+                renew_at = min((issued_at + update.material.not_after) / 2, self._authority.renew_at)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(max(renew_at - self._clock(), 0.05)):
+                        await watcher.changed()
                 try:
                     update = await asyncio.to_thread(self._issue)
                 except MeshguardError as exc:
@@ -235,11 +233,7 @@ class DevelopmentSource:
                     continue
                 yield update
         finally:
-            if waiting is not None:
-                waiting.cancel()
-                with suppress(asyncio.CancelledError):
-                    await waiting
-            await changes.aclose()
+            watcher.close()
 
     def _issue(self) -> IdentityUpdate:
         authority = self._authority.open()

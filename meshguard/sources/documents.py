@@ -56,12 +56,18 @@ class Document:
         self.text = text
         self.values = values
 
-    def model(self, model: type[M], context: Mapping[str, object] | None = None) -> M:
-        """Validates the values; raises DocumentError with all problems."""
+    def model(self, model: type[M], context: Mapping[str, object] | None = None, *, at: tuple[str | int, ...] = ()) -> M:
+        """Validates the values (those at the path `at`); raises DocumentError with all problems."""
+        values: object = self.values
+        for part in at:
+            values = values[part]  # type: ignore[index]  # the caller names a path that exists
         try:
-            return model.model_validate(self.values, context=dict(context) if context else None)
+            return model.model_validate(values, context=dict(context) if context else None)
         except ValidationError as exc:
-            raise DocumentError(self.problems(complaints_of(exc, model, self.values))) from exc
+            complaints = complaints_of(exc, model, values)
+            for complaint in complaints:
+                complaint.path = (*at, *complaint.path)
+            raise DocumentError(self.problems(complaints)) from exc
 
     def problems(self, complaints: Sequence[Complaint]) -> list[Problem]:
         """Complaints as problems with their places, in the order of the document."""
@@ -194,19 +200,25 @@ def _search(directory: Path, seen: set[Path]) -> list[Path]:
 
 
 def load_documents(
-    paths: Iterable[str | Path],
+    paths: Iterable[str | Path | Document],
     model: type[M],
     *,
     environment: Mapping[str, str] | None = None,
     context: Mapping[str, object] | None = None,
 ) -> list[Loaded[M]]:
-    """Reads and validates every document that `paths` name (see `find_documents`), in that order. Raises one DocumentError with
-    the problems of all of them."""
+    """Reads and validates every document that `paths` name (see `find_documents`; a Document is one that is already read), in that
+    order. Raises one DocumentError with the problems of all of them."""
     loaded: list[Loaded[M]] = []
     problems: list[Problem] = []
-    for path in find_documents(paths):
+    found: list[Path | Document] = []
+    for path in paths:
         try:
-            document = read(path, environment=environment)
+            found.extend([path] if isinstance(path, Document) else find_documents([path]))
+        except DocumentError as exc:
+            problems.extend(exc.problems)
+    for item in dict.fromkeys(found):
+        try:
+            document = item if isinstance(item, Document) else read(item, environment=environment)
             loaded.append(Loaded(document.file, document.model(model, context), document))
         except DocumentError as exc:
             problems.extend(exc.problems)

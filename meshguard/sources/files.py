@@ -14,7 +14,7 @@ from meshguard.identity.revocation import RevocationList
 from meshguard.identity.spiffe import parse_trust_domain
 from meshguard.model.errors import DocumentError, IdentityError, MeshguardError, Problem
 from meshguard.sources.identity import IdentityUpdate, Report, check_update
-from meshguard.sources.watch import watch
+from meshguard.sources.watch import Watch
 
 __all__ = ["FilesSource", "load_bundle", "load_crls", "load_material_files"]
 
@@ -79,14 +79,12 @@ class FilesSource:
     async def updates(self) -> AsyncGenerator[IdentityUpdate, None]:
         """See `IdentitySource`. Files that are not acceptable at the start are raised; later ones are reported, and the last good state
         stays (a certificate and a key that are replaced one after the other do not fit in between: the second change mends it)."""
-        changes = watch([self._certificate, self._key, *self._bundles.values(), *self._crls])
-        waiting = asyncio.ensure_future(anext(changes))  # the watch begins before the first reading: no change falls in between
+        # The watch begins before the first reading: no change falls in between.
+        watcher = Watch([self._certificate, self._key, *self._bundles.values(), *self._crls])
         try:
-            await asyncio.sleep(0)
             yield await asyncio.to_thread(self.load)
             while True:
-                await waiting
-                waiting = asyncio.ensure_future(anext(changes))
+                await watcher.changed()
                 try:
                     update = await asyncio.to_thread(self.load)
                 except MeshguardError as exc:
@@ -95,9 +93,7 @@ class FilesSource:
                     continue
                 yield update
         finally:
-            waiting.cancel()
-            await asyncio.gather(waiting, return_exceptions=True)
-            await changes.aclose()
+            watcher.close()
 
 
 def load_material_files(certificate: Path | str, key: Path | str, *, svid: bool = True) -> Material:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from watchfiles._rust_notify import RustNotify
 
-__all__ = ["fingerprint", "watch"]
+__all__ = ["Watch", "fingerprint", "watch"]
 
 _MAX_ENTRIES = 10_000
 """Entries looked at below one watched directory; what is beyond is not seen."""
@@ -30,17 +30,13 @@ Fingerprint = tuple[tuple[Any, ...], ...]
 
 
 async def watch(paths: Iterable[Path | str], *, debounce_ms: int = 100, step_ms: int = 50) -> AsyncGenerator[frozenset[Path], None]:
-    """Yield the paths (as given) whose content may have changed, after each burst of changes.
-
-    A directory stands for every file below it. A burst is over after `step_ms` of silence, at the latest after `debounce_ms`. What
-    changes after the first call of `anext` is not missed. Linux tells of changes by inotify; one thread waits for them.
-    """
-    watcher = _Watcher([Path(path) for path in paths], debounce_ms, step_ms)
+    """`Watch` as an asynchronous iterator of what has changed. What changes after the first call of `anext` is not missed."""
+    watcher = Watch(paths, debounce_ms=debounce_ms, step_ms=step_ms)
     try:
         while True:
             yield await watcher.changed()
     finally:
-        watcher.stop()
+        watcher.close()
 
 
 def fingerprint(path: Path) -> Fingerprint:
@@ -65,11 +61,15 @@ def fingerprint(path: Path) -> Fingerprint:
         return ()
 
 
-class _Watcher:
-    """The thread that waits for the kernel, and the set through which it tells the event loop."""
+class Watch:
+    """Watches `paths` from the moment it is made, in a running event loop, until `close()`.
 
-    def __init__(self, paths: list[Path], debounce_ms: int, step_ms: int) -> None:
-        self._paths = paths
+    A directory stands for every file below it. A burst of changes is over after `step_ms` of silence, at the latest after
+    `debounce_ms`. Linux tells of changes by inotify; one thread waits for them (0.08 % of a core when nothing happens).
+    """
+
+    def __init__(self, paths: Iterable[Path | str], *, debounce_ms: int = 100, step_ms: int = 50) -> None:
+        self._paths = [Path(path) for path in paths]
         self._debounce_ms = debounce_ms
         self._step_ms = step_ms
         self._loop = asyncio.get_running_loop()
@@ -77,11 +77,13 @@ class _Watcher:
         self._pending: set[Path] = set()
         self._failure: Exception | None = None
         self._stopped = threading.Event()
-        self._seen = {path: fingerprint(path) for path in paths}
+        self._seen = {path: fingerprint(path) for path in self._paths}
         # A daemon: an abandoned watcher must not keep the process from ending.
         threading.Thread(target=self._run, name="meshguard-watch", daemon=True).start()
 
     async def changed(self) -> frozenset[Path]:
+        """Wait until something has changed and return the paths, as given, whose content may be another. May be cancelled: nothing is
+        lost then. Raises OSError or RuntimeError when the system cannot watch (out of inotify instances, for example)."""
         await self._wake.wait()
         if self._failure is not None:
             raise self._failure
@@ -89,7 +91,8 @@ class _Watcher:
         found, self._pending = frozenset(self._pending), set()
         return found
 
-    def stop(self) -> None:
+    def close(self) -> None:
+        """End the watch; its thread ends within `step_ms`."""
         self._stopped.set()
 
     def _run(self) -> None:

@@ -5,7 +5,8 @@ its own size, where composing nodes took 19 s and 0.9 GB. Positions are therefor
 time, only when there is an error to report, and only down the paths that are asked for.
 
 The scalars are those of the YAML 1.2 core schema, not of 1.1: `on`, `no` and `12:30` are text, and a number with a leading
-zero stays text, so nothing that looks like a name, a time or an id turns into something else. Keys are always text. Refused:
+zero or an exponent but no dot (a digest: `12e4567`) stays text, so nothing that looks like a name, a time or an id becomes
+something else. Keys are always text. Refused:
 duplicate keys, merge keys (`<<`), tags other than `!!str`, several documents in one file, nesting deeper than MAX_DEPTH, and
 aliases that together would stand for more than MAX_ALIASED values ("billion laughs").
 """
@@ -44,7 +45,7 @@ _WORDS: dict[str, object] = {"": None, "~": None, "null": None, "Null": None, "N
 _WORDS |= {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 _NUMERIC_START = frozenset("0123456789+-.")
 _INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,17})\Z")
-_FLOAT = re.compile(r"[-+]?(?:[0-9]{1,18}\.[0-9]{0,18}|\.[0-9]{1,18}|[0-9]{1,18}(?=[eE]))(?:[eE][-+]?[0-9]{1,3})?\Z")
+_FLOAT = re.compile(r"(?:[-+]?[0-9]{1,18}\.[0-9]{0,18}|\.[0-9]{1,18})(?:[eE][-+][0-9]{1,3})?\Z")
 
 _Path = tuple[str | int, ...]
 

@@ -71,7 +71,8 @@ class LineWriter:
         self._gap = gap
         self._wall = wall
         self._name = name
-        self._lock = threading.Lock()
+        # Re-entrant: the collector of garbage can run inside `write`, and a destroyed task logs, perhaps to this writer.
+        self._lock = threading.RLock()
         self._ready = threading.Condition(self._lock)
         self._queue: deque[_Batch | _Gap] = deque()
         self._queued = 0  # lines in the queue and in the thread's hands

@@ -1,7 +1,7 @@
 """Logs of the process itself: one JSON object a line (or text for a terminal) on stderr, redacted, never in the way of the loop.
 
-JSON keys: time (RFC 3339, UTC), level, logger, message, then where given trace_id, span_id, decision_id, data, exception. A caller gives them as
-`extra={"trace_id": ..., "decision_id": ..., "data": {...}}`. The names of ids are those of the decision log, so the two can be joined.
+JSON keys: time (RFC 3339, UTC), level, logger, message, then where given trace_id, span_id, decision_id, data, exception. A caller gives
+them as `extra={"trace_id": ..., "decision_id": ..., "data": {...}}`. The ids are those of the decision log, so the two can be joined.
 """
 
 from __future__ import annotations

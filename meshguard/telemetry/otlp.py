@@ -8,20 +8,23 @@ connection failures are tried again with exponential back-off, jitter and Retry-
 
 from __future__ import annotations
 
-import gzip
-import http.client
 import logging
 import random
+import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from urllib.parse import SplitResult, urlsplit
+from typing import TYPE_CHECKING
 
 from meshguard import __version__
 from meshguard.telemetry.metrics import Family, Registry
 from meshguard.telemetry.otlp_encoding import AttributeValue, metrics_request, rejected, resource_message, traces_request
 from meshguard.telemetry.spans import SCHEMA_URL
+
+if TYPE_CHECKING:  # imported where they are used: 6 MB that a process without a collector does not need
+    import http.client
+    from urllib.parse import SplitResult
 
 __all__ = ["OtlpExporter"]
 
@@ -204,7 +207,11 @@ class OtlpExporter:
     def _post(self, signal: str, body: bytes, attempts: int | None = None) -> bytes | None:
         """The response's body once the collector took the request; None when it did not."""
         headers = self._headers
+        from http.client import HTTPException
+
         if self._compress:
+            import gzip
+
             body = gzip.compress(body, 6)
             headers = {**headers, "content-encoding": "gzip"}
         delay = _FIRST_DELAY_S
@@ -216,7 +223,7 @@ class OtlpExporter:
                     return None
             try:
                 status, answer, retry_after = self._exchange(f"{self._path}/v1/{signal}", body, headers)
-            except (OSError, http.client.HTTPException, ValueError) as exc:
+            except (OSError, HTTPException, ValueError) as exc:
                 self._disconnect()
                 self._failed(signal, type(exc).__name__)
                 continue
@@ -232,15 +239,33 @@ class OtlpExporter:
 
     def _exchange(self, path: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, bytes, float | None]:
         connection = self._connection or self._connect()
-        connection.request("POST", path, body, dict(headers))
-        response = connection.getresponse()
-        answer = response.read(_MAX_RESPONSE_BYTES)
+        # The socket's timeout is for each read: a collector that sends a byte now and then would hold the thread for ever.
+        limit = threading.Timer(self._timeout_s, self._cut, (connection,))
+        limit.daemon = True
+        limit.start()
+        try:
+            connection.request("POST", path, body, dict(headers))
+            response = connection.getresponse()
+            answer = response.read(_MAX_RESPONSE_BYTES)
+        finally:
+            limit.cancel()
         retry_after = response.getheader("retry-after", "")
         if response.will_close or not response.isclosed():  # not read to its end: the connection cannot be used again
             self._disconnect()
         return response.status, answer, float(retry_after) if retry_after.isdecimal() else None
 
+    @staticmethod
+    def _cut(connection: http.client.HTTPConnection) -> None:
+        sock = connection.sock
+        if sock is not None:
+            try:
+                sock.shutdown(socket.SHUT_RDWR)  # ends a read in another thread; closing would not
+            except OSError:
+                pass  # it has ended by itself
+
     def _connect(self) -> http.client.HTTPConnection:
+        import http.client
+
         host = self._url.hostname or ""
         if self._url.scheme == "https":
             import ssl
@@ -264,6 +289,8 @@ class OtlpExporter:
 
 
 def _parsed(endpoint: str) -> SplitResult:
+    from urllib.parse import urlsplit
+
     url = urlsplit(endpoint)
     if url.scheme not in ("http", "https") or not url.hostname or url.username or url.query or url.fragment:
         raise ValueError("the OTLP endpoint must be an http or https URL without user, query and fragment, such as http://collector:4318")

@@ -18,12 +18,14 @@ __all__ = [
     "STATUS_ERROR",
     "STATUS_UNSET",
     "AttributeValue",
-    "Repeating",
+    "NumberAttribute",
+    "TextAttribute",
     "metrics_request",
     "rejected",
     "resource_message",
     "span",
     "span_attribute",
+    "span_name",
     "traces_request",
 ]
 
@@ -37,8 +39,12 @@ _CACHE = 512
 _CUMULATIVE = 2
 _double = struct.Struct("<d").pack
 _times = struct.Struct("<BQBQ").pack  # two fixed64 fields with their tags
-_FLAGS_REMOTE_PARENT = 0x300  # Span.flags: "is the parent remote" is known, and it is
-_FLAGS_LOCAL_PARENT = 0x100
+# Span.flags = 16, fixed32, by (is a server, is sampled): bit 8 says that bit 9 is meant, bit 9 that the parent is remote, bit 0 sampled
+_FLAGS = {
+    (server, sampled): b"\x85\x01" + ((0x300 if server else 0x100) | sampled).to_bytes(4, "little")
+    for server in (False, True)
+    for sampled in (False, True)
+}
 
 
 def _varint(number: int) -> bytes:
@@ -80,20 +86,55 @@ def span_attribute(key: str, value: AttributeValue) -> bytes:
     return _attribute(b"\x4a", key, value)  # Span.attributes = 9
 
 
-class Repeating(dict[AttributeValue, bytes]):
-    """The attribute `key` of a span for values that come again and again: `attribute[value]` is its bytes, encoded once. Bounded."""
+class _Varying(dict[int, bytes]):
+    """An attribute of a span whose values differ. Everything before the value depends on the value's length only, and is kept by length:
+    an encoding is then one look-up and one concatenation."""
 
     __slots__ = ("_key",)
+    _tag = b""  # of the value in AnyValue
+    _sized = True  # its length stands before it
 
     def __init__(self, key: str) -> None:
         super().__init__()
-        self._key = key
+        self._key = _field(b"\x0a", key.encode())
 
-    def __missing__(self, value: AttributeValue) -> bytes:
-        if len(self) >= _CACHE:
-            self.clear()
-        made = self[value] = span_attribute(self._key, value)
+    def __missing__(self, size: int) -> bytes:
+        value = self._tag + (_varint(size) if self._sized else b"")
+        value = b"\x12" + _varint(len(value) + size) + value  # KeyValue.value = 2
+        made = b"\x4a" + _varint(len(self._key) + len(value) + size) + self._key + value
+        if len(self) < _CACHE:
+            self[size] = made
         return made
+
+
+class TextAttribute(_Varying):
+    """A text attribute for values that differ."""
+
+    __slots__ = ()
+    _tag = b"\x0a"  # string_value = 1
+
+    def encoded(self, text: str) -> bytes:
+        """The attribute with this value."""
+        data = text.encode("utf-8", "backslashreplace")
+        return self[len(data)] + data
+
+
+class NumberAttribute(_Varying):
+    """An integer attribute (not negative) for values that differ."""
+
+    __slots__ = ()
+    _tag = b"\x18"  # int_value = 3
+    _sized = False
+
+    def encoded(self, number: int) -> bytes:
+        """The attribute with this value."""
+        data = _varint(number)
+        return self[len(data)] + data
+
+
+def span_name(name: str) -> bytes:
+    """The name as a field of a Span."""
+    return _field(b"\x2a", name.encode("utf-8", "backslashreplace"))  # name = 5
 
 
 def span(
@@ -108,8 +149,7 @@ def span(
     status: int,
     sampled: bool,
 ) -> bytes:
-    """A span as a field of ScopeSpans. Ids are hex digits (`parent_id` empty for a root), times are epoch nanoseconds."""
-    flags = (_FLAGS_REMOTE_PARENT if kind == SERVER else _FLAGS_LOCAL_PARENT) | sampled
+    """A span as a field of ScopeSpans. Ids are hex digits (no `parent_id`: a root), times epoch nanoseconds, `name` is a `span_name`."""
     body = b"".join(
         (
             b"\x0a\x10",  # trace_id = 1
@@ -117,16 +157,12 @@ def span(
             b"\x12\x08",  # span_id = 2
             unhexlify(span_id),
             b"\x22\x08" + unhexlify(parent_id) if parent_id else b"",  # parent_span_id = 4
-            b"\x2a",  # name = 5
-            _varint(len(name)),
             name,
-            b"\x30",  # kind = 6
-            _ONE[kind],
+            b"\x30\x02" if kind == SERVER else b"\x30\x03",  # kind = 6
             _times(0x39, start_ns, 0x41, end_ns),  # start_time_unix_nano = 7, end_time_unix_nano = 8
             *attributes,
             b"\x7a\x02\x18\x02" if status == STATUS_ERROR else b"",  # status = 15, Status.code = 3
-            b"\x85\x01",  # flags = 16, fixed32
-            flags.to_bytes(4, "little"),
+            _FLAGS[kind == SERVER, sampled],
         )
     )
     return b"\x12%b%b" % (_varint(len(body)), body)  # ScopeSpans.spans = 2

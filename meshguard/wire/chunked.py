@@ -9,35 +9,14 @@ from __future__ import annotations
 from meshguard.model.errors import RequestError
 from meshguard.model.reasons import MALFORMED_CHUNK, MALFORMED_TRAILERS
 from meshguard.wire.events import EndOfMessage, WireLimits
-from meshguard.wire.fields import count_fields, remove_fields
+from meshguard.wire.fields import NOT_IN_TRAILERS, count_fields, remove_fields
 from meshguard.wire.grammar import CHUNK_LINE, FIELD_BLOCK, FORBIDDEN_IN_HEAD
 
-__all__ = ["LAST_CHUNK", "NOT_IN_TRAILERS", "ChunkDecoder", "encode_chunk", "encode_last_chunk"]
+__all__ = ["LAST_CHUNK", "ChunkDecoder", "encode_chunk", "encode_last_chunk"]
 
 _SIZE, _DATA, _CRLF, _TRAILERS = range(4)
 LAST_CHUNK = b"0\r\n\r\n"
 _TRAILER_BYTES = 8192
-
-# Fields that may not come in a trailer section: they would change framing, routing or identity after the decision (RFC 9110 section 6.5.1).
-NOT_IN_TRAILERS = (
-    b"transfer-encoding",
-    b"content-length",
-    b"host",
-    b"connection",
-    b"trailer",
-    b"te",
-    b"upgrade",
-    b"expect",
-    b"authorization",
-    b"cookie",
-    b"set-cookie",
-    b"content-encoding",
-    b"content-type",
-    b"content-range",
-    b"x-forwarded-client-cert",
-    b"x-forwarded-for",
-    b"forwarded",
-)
 
 
 class ChunkDecoder:

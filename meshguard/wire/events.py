@@ -50,7 +50,10 @@ class WireLimits:
 class RequestEngine(Protocol):
     """The server side of an HTTP/1.1 connection. Errors are RequestError with the reason to answer."""
 
-    buffered: int
+    @property
+    def buffered(self) -> int:
+        """Octets received and not yet given out."""
+        ...
 
     def receive(self, data: bytes) -> None: ...
 
@@ -67,12 +70,17 @@ class RequestEngine(Protocol):
 class ResponseEngine(Protocol):
     """The client side. Errors are UpstreamError."""
 
-    buffered: int
+    @property
+    def buffered(self) -> int:
+        """Octets received and not yet given out."""
+        ...
 
     def receive(self, data: bytes) -> None: ...
 
     def next(self) -> ResponseHead | bytes | EndOfMessage | None: ...
 
     def restart(self, method: bytes) -> None: ...
+
+    def whole_body(self) -> bytes | None: ...
 
     def eof(self) -> EndOfMessage | None: ...

@@ -13,6 +13,7 @@ from meshguard.wire.grammar import TOKEN
 __all__ = [
     "FRAMING",
     "NEVER_NOMINATED",
+    "NOT_IN_TRAILERS",
     "REQUEST_CONSUMED",
     "RESPONSE_CONSUMED",
     "SPOOFABLE",
@@ -70,6 +71,27 @@ SPOOFABLE = (
 # `Connection: <name>` may not take these away (security.md 1): they are what the next hop is told about this message.
 NEVER_NOMINATED = frozenset(
     (b"host", *FRAMING, b"authorization", b"cookie", b"via", b"traceparent", b"tracestate", b"content-type", b"content-encoding")
+)
+
+# Fields that may not come in a trailer section: they would change framing, routing or identity after the decision (RFC 9110 section 6.5.1).
+NOT_IN_TRAILERS = (
+    b"transfer-encoding",
+    b"content-length",
+    b"host",
+    b"connection",
+    b"trailer",
+    b"te",
+    b"upgrade",
+    b"expect",
+    b"authorization",
+    b"cookie",
+    b"set-cookie",
+    b"content-encoding",
+    b"content-type",
+    b"content-range",
+    b"x-forwarded-client-cert",
+    b"x-forwarded-for",
+    b"forwarded",
 )
 
 _LINE = re.compile(rb"([^:\r\n]++):[ \t]*+([^\r\n]*+)\r\n")

@@ -7,7 +7,7 @@ with `fullmatch`: `$` would also match before a trailing newline, and `\\d` on t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 __all__ = [
     "AUTHORITY",
@@ -15,24 +15,32 @@ __all__ = [
     "CONTENT_LENGTH",
     "FIELD_BLOCK",
     "FORBIDDEN_IN_HEAD",
+    "PLAIN_REQUEST_HEAD",
     "REQUEST_HEAD",
     "REQUEST_LINE",
     "RESPONSE_HEAD",
     "TOKEN",
     "UNDERSCORED",
     "field_splitter",
+    "usual_request",
+    "usual_response",
 ]
 
 _TCHAR = rb"!#$%&'*+\-.^_`|~0-9A-Za-z"
 # field-content: HTAB, SP, VCHAR and obs-text; CR, LF, NUL, DEL and other controls never (RFC 9110 section 5.5)
 _VALUE = rb"[\t \x21-\x7e\x80-\xff]*+"
 _FIELD = rb"[" + _TCHAR + rb"]++:" + _VALUE
+_LENGTH_FIELD = rb"[cC][oO][nN][tT][eE][nN][tT]-[lL][eE][nN][gG][tT][hH]:[ \t]*+([0-9]{1,18})"
+_PLAIN_FIELD = rb"[" + _TCHAR.replace(b"_", b"") + rb"]++:" + _VALUE
 
 TOKEN = re.compile(rb"[" + _TCHAR + rb"]++").fullmatch
 
 REQUEST_LINE = re.compile(rb"([" + _TCHAR + rb"]++) ([\x21-\x7e]++) HTTP/([0-9])\.([0-9])").fullmatch
-# The whole head in one match, 0.8 us for 460 bytes: groups are method, target, minor version.
-REQUEST_HEAD = re.compile(rb"([" + _TCHAR + rb"]++) ([\x21-\x7e]++) HTTP/1\.([01])(?:\r\n" + _FIELD + rb")*+\r\n\r\n").match
+# The whole head in one match, 0.8 us for 460 bytes: groups are method, target, minor version. The first takes no field name with
+# `_`, which spares nearly every head a search for them; the second is the whole grammar.
+_START = rb"([" + _TCHAR + rb"]++) ([\x21-\x7e]++) HTTP/1\.([01])"
+PLAIN_REQUEST_HEAD = re.compile(_START + rb"(?:\r\n" + _PLAIN_FIELD + rb")*+\r\n\r\n").match
+REQUEST_HEAD = re.compile(_START + rb"(?:\r\n" + _FIELD + rb")*+\r\n\r\n").match
 # Groups: minor version, status. The reason phrase is not forwarded (RFC 9112 section 4: a client ought to ignore it).
 RESPONSE_HEAD = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: " + _VALUE + rb")?+(?:\r\n" + _FIELD + rb")*+\r\n\r\n").match
 # A block of field lines, each ended by CRLF (trailers, header operations).
@@ -90,5 +98,28 @@ def field_splitter(exact: Iterable[bytes], spoofable: Iterable[bytes]) -> re.Pat
     since CGI-like upstreams read both as one name. The pieces are [rest, name, value, rest, name, value, ..., rest]; the values may
     have trailing white space. Measured: half of what a search plus a substitution costs.
     """
-    names = b"|".join(filter(None, (_alternatives(exact, any_dash=False), _alternatives(spoofable, any_dash=True))))
-    return re.compile(rb"\n(" + names + rb"):[ \t]*+([^\r]*+)\r")
+    return re.compile(rb"\n(" + _named(exact, spoofable) + rb"):[ \t]*+([^\r]*+)\r")
+
+
+def _named(exact: Iterable[bytes], spoofable: Iterable[bytes]) -> bytes:
+    return b"|".join(filter(None, (_alternatives(exact, any_dash=False), _alternatives(spoofable, any_dash=True))))
+
+
+def usual_request(exact: Iterable[bytes], spoofable: Iterable[bytes]) -> Callable[[bytes], re.Match[bytes] | None]:
+    """Matches the usual request head and takes it apart in one pass: Host, then at most one `traceparent` and one `content-length`,
+    no other field of `exact` and `spoofable`, no name with `_`. What it does not match goes the long way, which decides.
+
+    Groups: method, target, minor version, fields before Host, Host, fields behind it, then twice (traceparent, content-length, fields
+    behind it), each None where absent. Measured: half of a head expression plus a split.
+    """
+    lines = rb"((?:(?!(?:" + _named(exact, spoofable) + rb"):)" + _PLAIN_FIELD + rb"\r\n)*+)"
+    special = rb"(?:(?:[tT][rR][aA][cC][eE][pP][aA][rR][eE][nN][tT]:[ \t]*+([\x21-\x7e]++)|" + _LENGTH_FIELD + rb")\r\n" + lines + rb")?+"
+    host = rb"[hH][oO][sS][tT]:[ \t]*+([\x21-\x7e]++)\r\n"
+    return re.compile(_START + rb"\r\n" + lines + host + lines + special + special + rb"\r\n").match
+
+
+def usual_response(exact: Iterable[bytes], spoofable: Iterable[bytes]) -> Callable[[bytes], re.Match[bytes] | None]:
+    """The same for a response over HTTP/1.1 with one `content-length`. Groups: status, fields before it, length, fields behind it."""
+    lines = rb"((?:(?!(?:" + _named(exact, spoofable) + rb"):)" + _FIELD + rb"\r\n)*+)"
+    start = rb"HTTP/1\.1 ([2-5][0-9][0-9])(?: " + _VALUE + rb")?+\r\n"
+    return re.compile(start + lines + _LENGTH_FIELD + rb"\r\n" + lines + rb"\r\n").match

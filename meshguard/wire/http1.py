@@ -19,11 +19,20 @@ from meshguard.model.reasons import (
 )
 from meshguard.wire.chunked import ChunkDecoder
 from meshguard.wire.events import END, EndOfMessage, WireLimits
-from meshguard.wire.grammar import FORBIDDEN_IN_HEAD, REQUEST_HEAD, REQUEST_LINE, RESPONSE_HEAD
-from meshguard.wire.semantics import FieldRules, request_head, response_head
+from meshguard.wire.grammar import FORBIDDEN_IN_HEAD, PLAIN_REQUEST_HEAD, REQUEST_HEAD, REQUEST_LINE, RESPONSE_HEAD
+from meshguard.wire.semantics import (
+    USUAL_RESPONSE,
+    FieldRules,
+    request_head,
+    response_head,
+    usual_request_head,
+    usual_response_head,
+)
 
-__all__ = ["RequestParser", "ResponseParser", "check_request_head", "check_request_line"]
+__all__ = ["RequestParser", "ResponseParser", "check_head_size", "check_request_head", "check_request_line"]
 
+_SURELY_SMALL = 64
+"""A head of so few octets is below every limit that can be configured (16 fields, 64 octets of request line)."""
 _HEAD, _LENGTH, _CHUNKED, _UNTIL_CLOSE, _END, _DONE = range(6)
 
 
@@ -36,6 +45,14 @@ def check_request_line(line: bytes, limits: WireLimits) -> None:
         raise RequestError(MALFORMED_REQUEST, "request line")
     if match[3] != b"1" or match[4] not in (b"0", b"1"):
         raise RequestError(UNSUPPORTED_VERSION)
+
+
+def check_head_size(buffer: bytes, end: int, limits: WireLimits) -> None:
+    """Raises RequestError where the complete head `buffer[:end]` is above a limit."""
+    if buffer.index(b"\r\n") > limits.request_line_bytes:
+        raise RequestError(TARGET_TOO_LONG)
+    if end > limits.head_bytes or buffer.count(b"\n", 0, end) > limits.fields + 2:
+        raise RequestError(HEAD_TOO_LARGE)
 
 
 def check_request_head(buffer: bytes, scanned: int, limits: WireLimits) -> None:
@@ -157,24 +174,32 @@ class RequestParser(_Parser):
             check_request_head(buffer, self._scanned, self._limits)
             self._scanned = len(buffer)
             return None
-        match = REQUEST_HEAD(buffer)
+        match = self._rules.usual(buffer)
+        if match is not None:
+            head = usual_request_head(match)
+            if head is None:
+                match = None
         if match is None:
-            return self._incomplete(buffer)
+            plain = True
+            match = PLAIN_REQUEST_HEAD(buffer)
+            if match is None:
+                plain = False
+                match = REQUEST_HEAD(buffer)
+                if match is None:
+                    return self._incomplete(buffer)
+            head = None
         end = match.end()
         limits = self._limits
-        method, target, minor = match.groups()
-        if end > limits.request_line_bytes and (
-            end > limits.head_bytes or len(target) + len(method) + 10 > limits.request_line_bytes
-        ):
-            raise RequestError(HEAD_TOO_LARGE if end > limits.head_bytes else TARGET_TOO_LONG)
+        if end > _SURELY_SMALL:
+            check_head_size(buffer, end, limits)
         if end == len(buffer):
             self._buffer = b""
         else:
             self._buffer = buffer[end:]
             buffer = buffer[:end]
-        if buffer.count(b"\n") > limits.fields + 2:
-            raise RequestError(HEAD_TOO_LARGE, "too many fields")
-        head = request_head(method, target, 1 if minor == b"1" else 0, buffer, self._rules)
+        if head is None:
+            method, target, minor = match.groups()
+            head = request_head(method, target, 1 if minor == b"1" else 0, buffer, self._rules, plain)
         if head.length == NO_BODY:
             self._state = _DONE
         else:
@@ -225,6 +250,20 @@ class ResponseParser(_Parser):
         if not buffer:
             return None
         limits = self._limits
+        usual = USUAL_RESPONSE(buffer)
+        if usual is not None:
+            head = usual_response_head(usual, self._method)
+            if head is not None:
+                end = head.size
+                if end > limits.head_bytes or buffer.count(b"\n", 0, end) > limits.fields + 2:
+                    raise UpstreamError(UPSTREAM_MALFORMED, "response head too large")
+                self._buffer = buffer[end:]
+                if head.length:
+                    self._state = _LENGTH
+                    self._left = head.length
+                else:
+                    self._state = _DONE
+                return head
         waiting = self._scanned and buffer.find(b"\r\n\r\n", max(0, self._scanned - 3)) < 0
         match = None if waiting else RESPONSE_HEAD(buffer)
         if match is None:
@@ -249,6 +288,15 @@ class ResponseParser(_Parser):
         else:
             self._begin_body(head.length)
         return head
+
+    def whole_body(self) -> bytes | None:
+        """Right after a head: the whole body where it is all here and nothing follows it (most short answers), and the message is over.
+        None changes nothing."""
+        if self._state == _LENGTH and len(self._buffer) == self._left:
+            data, self._buffer = self._buffer, b""
+            self._state = _DONE
+            return data
+        return None
 
     def eof(self) -> EndOfMessage | None:
         """The upstream closed: the end of an UNTIL_CLOSE body, or None where nothing was open. Raises UpstreamError when cut short."""

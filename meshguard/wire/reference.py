@@ -13,9 +13,9 @@ import h11
 from meshguard.model.errors import RequestError
 from meshguard.model.messages import CHUNKED, NO_BODY, RequestHead
 from meshguard.model.reasons import MALFORMED_CHUNK, MALFORMED_REQUEST
-from meshguard.wire.chunked import NOT_IN_TRAILERS, ChunkDecoder
+from meshguard.wire.chunked import ChunkDecoder
 from meshguard.wire.events import EndOfMessage, WireLimits
-from meshguard.wire.fields import remove_fields
+from meshguard.wire.fields import NOT_IN_TRAILERS, remove_fields
 from meshguard.wire.http1 import RequestParser
 from meshguard.wire.semantics import FieldRules
 
@@ -89,7 +89,7 @@ class RequestReader:
         return head
 
     def _check_framing(self, event: h11.Request, head: RequestHead) -> None:
-        names = {name: value for name, value in event.headers}
+        names = dict(event.headers)
         length = names.get(b"content-length")
         if b"transfer-encoding" in names:
             agreed = head.length == CHUNKED

@@ -6,6 +6,8 @@ framing, no hop-by-hop field, no field a `Connection` line named, and nothing an
 
 from __future__ import annotations
 
+import re
+
 from meshguard.model.errors import RequestError, UpstreamError
 from meshguard.model.messages import CHUNKED, NO_BODY, UNTIL_CLOSE, RequestHead, ResponseHead
 from meshguard.model.reasons import (
@@ -18,39 +20,98 @@ from meshguard.model.reasons import (
     UNKNOWN_TRANSFER_CODING,
     UPSTREAM_MALFORMED,
 )
-from meshguard.wire.fields import NEVER_NOMINATED, REQUEST_CONSUMED, RESPONSE_CONSUMED, SPOOFABLE, remove_fields, tokens
-from meshguard.wire.grammar import CONTENT_LENGTH, UNDERSCORED, field_splitter
+from meshguard.wire.fields import NEVER_NOMINATED, NOT_IN_TRAILERS, REQUEST_CONSUMED, RESPONSE_CONSUMED, SPOOFABLE, remove_fields, tokens
+from meshguard.wire.grammar import CONTENT_LENGTH, UNDERSCORED, field_splitter, usual_request, usual_response
 
-__all__ = ["FieldRules", "request_head", "response_head"]
+__all__ = ["USUAL_RESPONSE", "FieldRules", "request_head", "response_head", "usual_request_head", "usual_response_head"]
 
 _BODILESS = frozenset((204, 304))
+_REFUSED_METHODS = frozenset((b"CONNECT", b"TRACE"))
 
 
 class FieldRules:
     """What a listener does with fields: the names it consumes besides the built-in ones, and what happens to names with `_`."""
 
-    __slots__ = ("drop_underscored", "refuse_underscored", "split")
+    __slots__ = ("_split_trailers", "drop_underscored", "refuse_underscored", "split", "usual")
 
     def __init__(self, strip: tuple[bytes, ...] = (), underscores: str = "drop") -> None:
-        self.split = field_splitter(REQUEST_CONSUMED, (*SPOOFABLE, *(name.lower() for name in strip))).split
+        spoofable = (*SPOOFABLE, *(name.lower() for name in strip))
+        self.split = field_splitter(REQUEST_CONSUMED, spoofable).split
+        self.usual = usual_request(REQUEST_CONSUMED, spoofable)
+        self._split_trailers = field_splitter((*REQUEST_CONSUMED, *NOT_IN_TRAILERS), spoofable).split
         self.refuse_underscored = underscores == "refuse"
         self.drop_underscored = underscores == "drop"
 
 
-_SPLIT_RESPONSE = field_splitter(RESPONSE_CONSUMED, (b"x-meshguard-*",)).split
+    def trailers(self, block: bytes) -> bytes:
+        """The trailers that may go on: none that would have been consumed, cut or judged in a head (RFC 9110 section 6.5.1)."""
+        return b"".join(self._split_trailers(b"\r\n" + UNDERSCORED.sub(b"", b"\n" + block)[1:])[::3])[2:]
 
 
-def request_head(method: bytes, target: bytes, minor: int, head: bytes, rules: FieldRules) -> RequestHead:
-    """The request whose head (through the empty line) is `head`; it matched `grammar.REQUEST_HEAD`.
+_OF_OURS = (b"x-meshguard-*",)
+_SPLIT_RESPONSE = field_splitter(RESPONSE_CONSUMED, _OF_OURS).split
+USUAL_RESPONSE = usual_response(RESPONSE_CONSUMED, _OF_OURS)
+
+
+def usual_request_head(match: re.Match[bytes]) -> RequestHead | None:
+    """The message of a `grammar.usual_request` match; None where only the long way may decide. Gives what `request_head` would."""
+    method, target, minor, before, host, behind, parent, length, more, parent2, length2, rest = match.groups()
+    if target[0] != 0x2F or minor != b"1" or method in _REFUSED_METHODS:
+        return None
+    message = RequestHead()
+    if more is None:
+        message.block = before + behind if before else behind
+        message.length = NO_BODY
+        message.specials = []
+    else:
+        if rest is not None:
+            if (parent is None) == (parent2 is None):
+                return None  # twice the same field
+            parent = parent or parent2
+            length = length or length2
+            more += rest
+        message.block = before + behind + more
+        message.length = NO_BODY if length is None else int(length)
+        message.specials = [] if parent is None else [(b"traceparent", parent)]
+    message.size = match.end()
+    message.scheme = b""
+    message.method = method
+    message.target = target
+    message.authority = host
+    message.minor = 1
+    message.keep_alive = True
+    message.expect = False
+    return message
+
+
+def usual_response_head(match: re.Match[bytes], method: bytes) -> ResponseHead | None:
+    """The same for `USUAL_RESPONSE`. Gives what `response_head` would."""
+    status, before, length, behind = match.groups()
+    code = int(status)
+    if code in _BODILESS or method == b"HEAD":
+        return None
+    message = ResponseHead()
+    message.status = code
+    message.block = before + behind
+    message.length = int(length)
+    message.minor = 1
+    message.keep_alive = True
+    message.specials = []
+    message.size = match.end()
+    return message
+
+
+def request_head(method: bytes, target: bytes, minor: int, head: bytes, rules: FieldRules, plain: bool) -> RequestHead:
+    """The request whose head (through the empty line) is `head`; it matched `grammar.REQUEST_HEAD`, or the plain one.
 
     Raises RequestError: AMBIGUOUS_FRAMING, UNKNOWN_TRANSFER_CODING, AMBIGUOUS_AUTHORITY, AMBIGUOUS_FIELD, METHOD_NOT_SUPPORTED,
     EXPECTATION_FAILED, MALFORMED_REQUEST.
     """
-    if method == b"CONNECT" or method == b"TRACE":
+    if method in _REFUSED_METHODS:
         raise RequestError(METHOD_NOT_SUPPORTED, method.decode())
     message = RequestHead()
     message.size = len(head)
-    if b"_" in head and UNDERSCORED.search(head) is not None:
+    if not plain:
         if rules.refuse_underscored:
             raise RequestError(AMBIGUOUS_FIELD, "underscore in a field name")
         if rules.drop_underscored:
@@ -117,6 +178,8 @@ def request_head(method: bytes, target: bytes, minor: int, head: bytes, rules: F
             if method != b"OPTIONS":
                 raise RequestError(MALFORMED_REQUEST, "'*' is a target of OPTIONS only")
         else:
+            if host is None and minor == 1:
+                raise RequestError(AMBIGUOUS_AUTHORITY, "no Host")  # also beside an absolute target (RFC 9112 section 3.2)
             target, host = _absolute_form(message, target, host)
     if not host:
         if host is not None or minor == 1:

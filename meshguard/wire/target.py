@@ -76,7 +76,7 @@ def canonicalise(target: bytes, options: PathOptions = STRICT) -> Target:
     if _CLEAN(raw) is not None:
         path = raw.decode("ascii")
         folded = path.lower()
-        if "." in folded:
+        if "." in folded or "::$" in folded:
             return Target(path, query, _readings(path))
         return Target(path, query, (folded,))
     if _PATH_CHARACTERS(raw) is None:
@@ -163,6 +163,13 @@ def _resolve(path: bytes, options: PathOptions) -> bytes:
     return b"/" + b"/".join(out)
 
 
+# Best-fit mappings of common code pages, which some servers apply after decoding.
+_LOOKALIKES = {
+    **dict.fromkeys("\u2215\u2044\u29f8\u29f9\u2216", "/"),
+    "\u0131": "i", "\u0130": "i", "\u017f": "s", "\u212a": "k",
+}
+
+
 def _readings(path: str) -> tuple[str, ...]:
     """Case-folded spellings an upstream could take, the canonical one first; each again with dots resolved, slashes merged."""
     seen = [path.lower()]
@@ -186,11 +193,13 @@ def _unquote(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """As a lenient server reads it: backslash is a slash, parameters and trailing dots and spaces of a segment go."""
+    """As a lenient server reads it: backslash and what looks like a slash is one, invisible characters, parameters, alternate data streams
+    and dots and spaces at the edges of a segment go."""
     out: list[str] = []
+    text = "".join(_LOOKALIKES.get(char, char) for char in text if unicodedata.category(char) != "Cf")
     segments = text.replace("\\", "/").split("\x00", 1)[0].split("?", 1)[0].split("#", 1)[0].split("/")[1:]
     for index, segment in enumerate(segments):
-        segment = segment.split(";", 1)[0]
+        segment = segment.split(";", 1)[0].split("::$", 1)[0].lstrip(" \t")
         if segment == "..":
             if out:
                 out.pop()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.harness.cases import Case, Either, Forwarded, Refused, run
+from tests.harness.cases import Case, Either, Forwarded, Refused, attack, run
 from tests.harness.client import RawClient, get
 from tests.harness.mesh import SHOP, Mesh
 from tests.harness.upstream import Seen, raw
@@ -27,7 +27,9 @@ def _check(absent: tuple[str, ...] = (), present: dict[str, str] | None = None) 
     return check
 
 
-def _case(name: str, fields: list[str], *, absent: tuple[str, ...] = (), present: dict[str, str] | None = None, closes: bool | None = False) -> Case:
+def _case(
+    name: str, fields: list[str], *, absent: tuple[str, ...] = (), present: dict[str, str] | None = None, closes: bool | None = False
+) -> Case:
     return Case(name, get("/c", fields=fields), Forwarded(("/c",), check=_check(absent, present), closes=closes))
 
 
@@ -51,7 +53,6 @@ CASES = [
     _case("keep-alive-not-named", ["Keep-Alive: timeout=5"], absent=("keep-alive",)),
     _case("proxy-connection", ["Proxy-Connection: keep-alive"], absent=("proxy-connection",)),
     _case("proxy-authorization", ["Proxy-Authorization: Basic eA=="], absent=("proxy-authorization",)),
-    _case("proxy-authenticate", ["Proxy-Authenticate: Basic"], absent=("proxy-authenticate",)),
     _case("te-gzip", ["TE: gzip, deflate"], absent=("te",)),
     _case("te-named", ["TE: gzip", "Connection: te"], absent=("te",)),
     _case("trailer", ["Trailer: x"], absent=("trailer",)),
@@ -61,8 +62,7 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
 def test_connection_fields(case: Case, engine: str, dial: Callable[..., RawClient], mesh: Mesh) -> None:
-    for how in case.segmentations:
-        run(case, how, lambda: dial(engine, deadline_s=4.0), mesh.upstream)
+    attack(case, engine, dial, mesh.upstream)
 
 
 @pytest.mark.parametrize("name", ["x-forwarded-client-cert", "x-forwarded-for", "via"])
@@ -78,11 +78,16 @@ def test_own_fields_survive_being_named(name: str, engine: str, dial: Callable[.
 
 
 @pytest.mark.parametrize(
-    "value", ["x-a\x01", "x-a\x0b", "\"x-a\"", "x-a;q=1", "x a", "(x)", "x-a:", "\xe9"],
+    "value",
+    ["x-a\x01", "x-a\x0b", '"x-a"', "x-a;q=1", "x a", "(x)", "x-a:", "\xe9"],
 )
 def test_malformed_connection_values(value: str, engine: str, dial: Callable[..., RawClient], mesh: Mesh) -> None:
     """Not tokens: refused, or taken as naming nothing; never a way to strip or keep what another server would not."""
-    case = Case("malformed", get("/c", fields=[f"Connection: {value}", "X-A: 1"]), Either(Refused(frozenset({400})), Forwarded(("/c",), closes=None, check=_check())))
+    case = Case(
+        "malformed",
+        get("/c", fields=[f"Connection: {value}", "X-A: 1"]),
+        Either(Refused(frozenset({400})), Forwarded(("/c",), closes=None, check=_check())),
+    )
     run(case, "whole", lambda: dial(engine), mesh.upstream)
 
 
@@ -92,14 +97,29 @@ def test_a_debug_field_is_judged_or_gone(engine: str, dial: Callable[..., RawCli
     for fields in (["X-Debug: on"], ["x-debug:on"], ["X-Debug: off", "X-Debug: on"], ["X-DEBUG: on", "x-debug: off"], ["X-Debug:   on\t"]):
         run(Case("debug", get("/d", fields=fields), denied), "halves", lambda: dial(engine), mesh.upstream)
     gone = Forwarded(("/d",), check=_check(absent=("x-debug",)))
-    run(Case("debug-named", get("/d", fields=["X-Debug: on", "Connection: x-debug"]), Either(denied, gone)), "whole", lambda: dial(engine), mesh.upstream)
+    run(
+        Case("debug-named", get("/d", fields=["X-Debug: on", "Connection: x-debug"]), Either(denied, gone)),
+        "whole",
+        lambda: dial(engine),
+        mesh.upstream,
+    )
 
 
 UPGRADES = {
-    "h2c": ["Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA"], "h2c-lower": ["connection: upgrade", "upgrade: h2c"], "h2c-not-named": ["Upgrade: h2c"], "h2": ["Connection: Upgrade", "Upgrade: h2"],
-    "h2c-list": ["Connection: Upgrade", "Upgrade: foo, h2c"], "h2c-lines": ["Connection: Upgrade", "Upgrade: foo", "Upgrade: h2c"], "h2c-case": ["Connection: Upgrade", "Upgrade: H2C"], "tls": ["Connection: Upgrade", "Upgrade: TLS/1.0"], "http2": ["Connection: Upgrade", "Upgrade: HTTP/2.0"],
-    "any": ["Connection: Upgrade", "Upgrade: anything/9"], "settings-alone": ["HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA"], "settings-named": ["Connection: HTTP2-Settings", "HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA"],
-    "websocket": ["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version: 13"], "websocket-bad-version": ["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Key: x", "Sec-WebSocket-Version: 777"],
+    "h2c": ["Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA"],
+    "h2c-lower": ["connection: upgrade", "upgrade: h2c"],
+    "h2c-not-named": ["Upgrade: h2c"],
+    "h2": ["Connection: Upgrade", "Upgrade: h2"],
+    "h2c-list": ["Connection: Upgrade", "Upgrade: foo, h2c"],
+    "h2c-lines": ["Connection: Upgrade", "Upgrade: foo", "Upgrade: h2c"],
+    "h2c-case": ["Connection: Upgrade", "Upgrade: H2C"],
+    "tls": ["Connection: Upgrade", "Upgrade: TLS/1.0"],
+    "http2": ["Connection: Upgrade", "Upgrade: HTTP/2.0"],
+    "any": ["Connection: Upgrade", "Upgrade: anything/9"],
+    "settings-alone": ["HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA"],
+    "settings-named": ["Connection: HTTP2-Settings", "HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA"],
+    "websocket": ["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version: 13"],
+    "websocket-bad-version": ["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Key: x", "Sec-WebSocket-Version: 777"],
 }
 
 
@@ -125,7 +145,16 @@ def test_requests_behind_an_upgrade_are_judged(kind: str, engine: str, dial: Cal
 @pytest.mark.parametrize("kind", ["h2c", "websocket", "any"])
 def test_an_upstream_that_says_101_opens_no_tunnel(kind: str, engine: str, dial: Callable[..., RawClient], mesh: Mesh) -> None:
     """An unasked 101 is a broken answer: 502, and its connection is not used again."""
-    with mesh.upstream.on("/u", raw(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n" + b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nSTOLEN")), dial(engine) as client:
+    with (
+        mesh.upstream.on(
+            "/u",
+            raw(
+                b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+                + b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nSTOLEN"
+            ),
+        ),
+        dial(engine) as client,
+    ):
         answer = client.request(get("/u", fields=UPGRADES[kind]))
         assert answer.status in (400, 403, 426, 501, 502), answer
         assert b"STOLEN" not in answer.body
@@ -136,22 +165,40 @@ def test_an_upstream_that_says_101_opens_no_tunnel(kind: str, engine: str, dial:
 METHODS = [
     Case("connect-authority", b"CONNECT shop.example:443 HTTP/1.1\r\nHost: shop.example:443\r\n\r\n", Refused(frozenset({400, 405, 501}))),
     Case("connect-path", b"CONNECT /x HTTP/1.1\r\nHost: shop.example\r\n\r\n", Refused(frozenset({400, 405, 501}))),
-    Case("connect-behind", b"CONNECT shop.example:443 HTTP/1.1\r\nHost: shop.example:443\r\n\r\n" + get("/tunnelled"), Refused(frozenset({400, 405, 501}))),
-    Case("connect-length", b"CONNECT shop.example:443 HTTP/1.1\r\nHost: shop.example:443\r\nContent-Length: 5\r\n\r\nhello", Refused(frozenset({400, 405, 501}))),
+    Case(
+        "connect-behind",
+        b"CONNECT shop.example:443 HTTP/1.1\r\nHost: shop.example:443\r\n\r\n" + get("/tunnelled"),
+        Refused(frozenset({400, 405, 501})),
+    ),
+    Case(
+        "connect-length",
+        b"CONNECT shop.example:443 HTTP/1.1\r\nHost: shop.example:443\r\nContent-Length: 5\r\n\r\nhello",
+        Refused(frozenset({400, 405, 501})),
+    ),
     Case("trace", b"TRACE /t HTTP/1.1\r\nHost: shop.example\r\nAuthorization: x\r\n\r\n", Refused(frozenset({403, 405, 501}), closes=None)),
-    Case("trace-max-forwards", b"TRACE /t HTTP/1.1\r\nHost: shop.example\r\nMax-Forwards: 0\r\n\r\n", Refused(frozenset({403, 405, 501}), closes=None)),
-    Case("trace-body", b"TRACE /t HTTP/1.1\r\nHost: shop.example\r\nContent-Length: 5\r\n\r\nhello", Refused(frozenset({400, 403, 405, 501}), closes=None)),
+    Case(
+        "trace-max-forwards",
+        b"TRACE /t HTTP/1.1\r\nHost: shop.example\r\nMax-Forwards: 0\r\n\r\n",
+        Refused(frozenset({403, 405, 501}), closes=None),
+    ),
+    Case(
+        "trace-body",
+        b"TRACE /t HTTP/1.1\r\nHost: shop.example\r\nContent-Length: 5\r\n\r\nhello",
+        Refused(frozenset({400, 403, 405, 501}), closes=None),
+    ),
 ]
 
 
 @pytest.mark.parametrize("case", METHODS, ids=lambda c: c.id)
 def test_tunnel_methods(case: Case, engine: str, dial: Callable[..., RawClient], mesh: Mesh) -> None:
-    for how in case.segmentations:
-        run(case, how, lambda: dial(engine), mesh.upstream)
+    attack(case, engine, dial, mesh.upstream)
 
 
 def test_response_side_is_stripped_too(engine: str, dial: Callable[..., RawClient], mesh: Mesh) -> None:
-    data = b"HTTP/1.1 200 OK\r\nConnection: x-a, keep-alive\r\nX-A: 1\r\nX-B: 2\r\nKeep-Alive: timeout=9\r\nProxy-Connection: x\r\nUpgrade: h2c\r\nContent-Length: 2\r\n\r\nok"
+    data = (
+        b"HTTP/1.1 200 OK\r\nConnection: x-a, keep-alive\r\nX-A: 1\r\nX-B: 2\r\nKeep-Alive: timeout=9\r\n"
+        b"Proxy-Connection: x\r\nUpgrade: h2c\r\nContent-Length: 2\r\n\r\nok"
+    )
     with mesh.upstream.on("/r", raw(data)), dial(engine) as client:
         answer = client.request(get("/r"))
         assert (answer.status, answer.body, answer.get("x-b")) == (200, b"ok", "2")

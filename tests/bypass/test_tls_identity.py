@@ -36,7 +36,11 @@ def _attempt(address: tuple[str, int], context: ssl.SSLContext | None, **options
 def _ca_like(mesh: Mesh) -> dict[str, Callable[[], Certificate | None]]:
     ca, uri = mesh.ca, SHOP + "billing"
     encipher_only = x509.KeyUsage(False, False, True, False, False, False, False, False, False)
-    middle = lambda parent, **kw: Authority("middle", parent=parent, **kw)  # noqa: E731
+
+    def middle(parent: Authority, **options: Any) -> Authority:
+        # names differ: a self-issued certificate does not count against a path length (RFC 5280 6.1.4)
+        return Authority(f"middle under {parent.certificate.serial_number}", parent=parent, **options)
+
     return {
         "none": lambda: None,
         "self-signed": lambda: Authority("self").issue(uri),
@@ -99,7 +103,58 @@ def _leaf_issued(mesh: Mesh, uri: str) -> Certificate:
     return false_ca.issue(uri)
 
 
-BROKEN_NAMES = ["none", "self-signed", "same-name-other-key", "expired", "just-expired", "not-yet", "two-uris", "two-uris-http", "same-uri-twice", "no-san", "dns-only", "cn-is-id", "dns-is-id", "ca-leaf", "ca-leaf-signing", "key-cert-sign", "crl-sign", "no-key-usage", "key-usage-not-critical", "no-digital-signature", "eku-server-only", "eku-client-only", "eku-other", "root-path", "root-path-slash", "trailing-slash", "empty-segment", "dot-segment", "dots-segment", "percent", "query", "fragment", "port", "user", "upper-domain", "upper-scheme", "other-scheme", "space", "nul", "lf", "long", "local-ca-mints-partner", "local-ca-mints-unknown", "partner-mints-local", "partner-mints-local-admin", "partner-middle-mints-local", "leaf-as-issuer", "path-length", "expired-middle", "stranger-middle"]
+BROKEN_NAMES = [
+    "none",
+    "self-signed",
+    "same-name-other-key",
+    "expired",
+    "just-expired",
+    "not-yet",
+    "two-uris",
+    "two-uris-http",
+    "same-uri-twice",
+    "no-san",
+    "dns-only",
+    "cn-is-id",
+    "dns-is-id",
+    "ca-leaf",
+    "ca-leaf-signing",
+    "key-cert-sign",
+    "crl-sign",
+    "no-key-usage",
+    "key-usage-not-critical",
+    "no-digital-signature",
+    "eku-server-only",
+    "eku-client-only",
+    "eku-other",
+    "root-path",
+    "root-path-slash",
+    "trailing-slash",
+    "empty-segment",
+    "dot-segment",
+    "dots-segment",
+    "percent",
+    "query",
+    "fragment",
+    "port",
+    "user",
+    "upper-domain",
+    "upper-scheme",
+    "other-scheme",
+    "space",
+    "nul",
+    "lf",
+    "long",
+    "local-ca-mints-partner",
+    "local-ca-mints-unknown",
+    "partner-mints-local",
+    "partner-mints-local-admin",
+    "partner-middle-mints-local",
+    "leaf-as-issuer",
+    "path-length",
+    "expired-middle",
+    "stranger-middle",
+]
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +165,9 @@ def broken(mesh: Mesh) -> dict[str, Callable[[], Certificate | None]]:
 
 
 @pytest.mark.parametrize("name", BROKEN_NAMES)
-def test_broken_identity_reaches_nothing(name: str, engine: str, arena: Proxy, mesh: Mesh, broken: dict[str, Callable[[], Certificate | None]], dial: Callable[..., RawClient]) -> None:
+def test_broken_identity_reaches_nothing(
+    name: str, engine: str, arena: Proxy, mesh: Mesh, broken: dict[str, Callable[[], Certificate | None]], dial: Callable[..., RawClient]
+) -> None:
     """No handshake, or 403 and the end; both TLS versions."""
     leaf = broken[name]()
     mark = mesh.upstream.mark()
@@ -119,7 +176,7 @@ def test_broken_identity_reaches_nothing(name: str, engine: str, arena: Proxy, m
         context.maximum_version = version
         assert _attempt(arena.address(engine), context) in ([], [403]), (name, version)
     assert mesh.upstream.since(mark) == []
-    innocent(lambda: dial(engine), mesh.upstream)
+    innocent(lambda: dial(f"plain-{engine}"), mesh.upstream)
 
 
 @pytest.mark.parametrize("kind", ["dns-too", "intermediate", "partner", "no-eku", "other-case-path", "rsa-free"])
@@ -148,7 +205,7 @@ def test_ids_are_compared_byte_for_byte(engine: str, arena: Proxy, mesh: Mesh) -
     with RawClient(arena.address(engine), mesh.context(mesh.partner.service("admin"))) as client:
         answer = client.request(get("/who"))
     assert answer.status == 200
-    xfcc = dict((k.lower(), v) for k, v in answer.json["fields"])["x-forwarded-client-cert"]
+    xfcc = {k.lower(): v for k, v in answer.json["fields"]}["x-forwarded-client-cert"]
     assert "URI=spiffe://partner.example/ns/prod/sa/admin" in xfcc
 
 
@@ -157,7 +214,18 @@ def test_ids_are_compared_byte_for_byte(engine: str, arena: Proxy, mesh: Mesh) -
 
 @pytest.mark.parametrize(
     "data",
-    [get("/tls/plain"), b"\x16\x03\x01\x00\x05hello", b"\x80\x2e\x01\x00\x02", b"\x15\x03\x01\x00\x02\x02\x28", b"\x17\x03\x03\x00\x05hello", b"\0" * 5000, b"\xff" * 70_000, b"SSH-2.0-x\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x16\x03\x01\xff\xff" + b"x" * 70_000],
+    [
+        get("/tls/plain"),
+        b"\x16\x03\x01\x00\x05hello",
+        b"\x80\x2e\x01\x00\x02" + b"\0" * 43,
+        b"\x15\x03\x01\x00\x02\x02\x28",
+        b"\x17\x03\x03\x00\x05hello",
+        b"\0" * 5000,
+        b"\xff" * 70_000,
+        b"SSH-2.0-x\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"\x16\x03\x01\xff\xff" + b"x" * 70_000,
+    ],
     ids=["plain-http", "bad-hello", "sslv2", "alert", "data-first", "zeros", "ones", "ssh", "h2", "giant-record"],
 )
 def test_no_tls(data: bytes, engine: str, arena: Proxy, mesh: Mesh, dial: Callable[..., RawClient]) -> None:
@@ -171,7 +239,7 @@ def test_no_tls(data: bytes, engine: str, arena: Proxy, mesh: Mesh, dial: Callab
             except (Violation, Truncated):
                 assert client.received < 100  # an alert record
     assert mesh.upstream.since(mark) == []
-    innocent(lambda: dial(engine), mesh.upstream)
+    innocent(lambda: dial(f"plain-{engine}"), mesh.upstream)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -183,7 +251,9 @@ def test_old_versions(version: str, engine: str, arena: Proxy, mesh: Mesh) -> No
     assert _attempt(arena.address(engine), context) == []
 
 
-@pytest.mark.parametrize("cipher", ["aNULL:eNULL:@SECLEVEL=0", "AES128-SHA:@SECLEVEL=0", "AES256-GCM-SHA384:@SECLEVEL=0", "ECDHE-ECDSA-AES128-SHA:@SECLEVEL=0"])
+@pytest.mark.parametrize(
+    "cipher", ["aNULL:eNULL:@SECLEVEL=0", "AES128-SHA:@SECLEVEL=0", "AES256-GCM-SHA384:@SECLEVEL=0", "ECDHE-ECDSA-AES128-SHA:@SECLEVEL=0"]
+)
 def test_weak_ciphers(cipher: str, engine: str, arena: Proxy, mesh: Mesh) -> None:
     context = mesh.context(mesh.service("billing"))
     context.maximum_version = ssl.TLSVersion.TLSv1_2
@@ -203,7 +273,7 @@ def test_alpn_offers_of_http1(alpn: list[str], engine: str, arena: Proxy, mesh: 
 
 @pytest.mark.parametrize("alpn", [["ftp"], ["xmpp-client"], ["acme-tls/1"], ["spdy/3"]])
 def test_alpn_offers_of_others(alpn: list[str], engine: str, arena: Proxy, mesh: Mesh) -> None:
-    """No common protocol: the handshake fails (RFC 7301 3.2), or nothing is chosen and HTTP/1.1 is spoken; never the other protocol (ALPACA)."""
+    """No common protocol: the handshake fails (RFC 7301 3.2) or nothing is chosen; never the other protocol (ALPACA)."""
     try:
         with RawClient(arena.address(engine), mesh.context(mesh.service("billing"), alpn=alpn)) as client:
             assert isinstance(client.sock, ssl.SSLSocket)
@@ -311,7 +381,10 @@ def test_revoked_while_connected(engine: str, revoking: tuple[Proxy, Certificate
     victim = mesh.ca.service("victim")
     context = mesh.context(victim)
     context.maximum_version = ssl.TLSVersion.TLSv1_2
-    with RawClient(proxy.address(engine), context) as client, RawClient(proxy.address(engine), mesh.context(mesh.ca.service("fine"))) as other:
+    with (
+        RawClient(proxy.address(engine), context) as client,
+        RawClient(proxy.address(engine), mesh.context(mesh.ca.service("fine"))) as other,
+    ):
         assert isinstance(client.sock, ssl.SSLSocket)
         assert client.request(get("/v")).status == other.request(get("/v")).status == 200
         session = client.sock.session
@@ -338,7 +411,11 @@ def test_a_removed_ca_is_gone_within_a_second(engine: str, mesh: Mesh, tmp_path:
         context = mesh.context(old.service("leaving"))
         context.maximum_version = ssl.TLSVersion.TLSv1_2
         eventually(lambda: _attempt_one(proxy.address(engine), context) == 200, "the added CA is trusted")
-        with RawClient(proxy.address(engine), context) as client, RawClient(proxy.address(engine), context) as idle, RawClient(proxy.address(engine), mesh.client("billing")) as other:
+        with (
+            RawClient(proxy.address(engine), context) as client,
+            RawClient(proxy.address(engine), context) as idle,
+            RawClient(proxy.address(engine), mesh.client("billing")) as other,
+        ):
             assert isinstance(client.sock, ssl.SSLSocket)
             assert client.request(get("/o")).status == other.request(get("/o")).status == 200
             session = client.sock.session
@@ -381,7 +458,11 @@ def test_a_crl_that_cannot_be_used_fails_closed(kind: str, mesh: Mesh, tmp_path:
     """Refuses to start and says so, or starts and refuses the callers it cannot check; never serves them unchecked."""
     directory = tmp_path / "p"
     config = _mesh_config(mesh, directory, crls=["shop.crl"])
-    data = {"stale": mesh.ca.crl(next_update=now() - HOUR / 12), "other-issuer": mesh.stranger.crl(), "damaged": b"-----BEGIN X509 CRL-----\nxx\n-----END X509 CRL-----\n"}
+    data = {
+        "stale": mesh.ca.crl(next_update=now() - HOUR / 12),
+        "other-issuer": mesh.stranger.crl(),
+        "damaged": b"-----BEGIN X509 CRL-----\nxx\n-----END X509 CRL-----\n",
+    }
     if kind != "missing":
         (directory / "shop.crl").write_bytes(data[kind])
     proxy = Proxy(directory, config, policies=ANY).start(ready=False)
@@ -412,10 +493,19 @@ def _listening(proxy: Proxy) -> bool:
 def test_permissive_takes_plaintext_as_nobody(mesh: Mesh, tmp_path: Path) -> None:
     until = (now() + dt.timedelta(days=30)).date().isoformat()
     config = {
-        "profile": "migration", "identity": mesh.identity(tmp_path), "clusters": {"app": mesh.endpoints()},
+        "profile": "migration",
+        "identity": mesh.identity(tmp_path),
+        "clusters": {"app": mesh.endpoints()},
         "listeners": {e: {"tls": "permissive", "permissive_until": until, "to": "app", "engine": e} for e in ("default", "reference")},
     }
-    policies = {"p.yaml": {"rules": [{"id": "known", "allow": "authenticated", "paths": ["/known/**"]}, {"id": "open", "allow": "anyone", "paths": ["/open/**"]}]}}
+    policies = {
+        "p.yaml": {
+            "rules": [
+                {"id": "known", "allow": "authenticated", "paths": ["/known/**"]},
+                {"id": "open", "allow": "anyone", "paths": ["/open/**"]},
+            ]
+        }
+    }
     with Proxy(tmp_path, config, policies=policies) as proxy:
         for engine in ("default", "reference"):
             with RawClient(proxy.address(engine)) as plain:

@@ -10,8 +10,17 @@ from tests.harness.mesh import SHOP, Mesh
 ENGINES = ("default", "reference")
 
 SMALL_LIMITS = {
-    "head_bytes": 4096, "fields": 20, "request_line_bytes": 1024, "body_bytes": 4096, "chunk_line_bytes": 256, "chunk_extension_bytes": 2048,
-    "handshake_s": 1, "head_s": 1, "body_idle_s": 1, "body_total_s": 2, "idle_s": 2,
+    "head_bytes": 4096,
+    "fields": 20,
+    "request_line_bytes": 1024,
+    "body_bytes": 4096,
+    "chunk_line_bytes": 256,
+    "chunk_extension_bytes": 2048,
+    "handshake_s": 1,
+    "head_s": 1,
+    "body_idle_s": 1,
+    "body_total_s": 2,
+    "idle_s": 2,
 }
 
 
@@ -24,11 +33,24 @@ def arena_config(mesh: Mesh, directory: Path) -> dict[str, Any]:
         listeners[f"small-{engine}"] = {"tls": "mutual", "to": "app", "engine": engine, "limits": dict(SMALL_LIMITS)}
         listeners[f"proxied-{engine}"] = {"tls": "mutual", "to": "app", "engine": engine, "trusted_proxies": [SHOP + "edge"]}
         listeners[f"stripped-{engine}"] = {
-            "tls": "mutual", "to": "app", "engine": engine, "strip_headers": ["x-user-id", "x-roles"], "underscores": "allow",
+            "tls": "mutual",
+            "to": "app",
+            "engine": engine,
+            "strip_headers": ["x-user-id", "x-roles"],
+            "underscores": "allow",
         }
-        listeners[f"dropping-{engine}"] = {"tls": "mutual", "to": "app", "engine": engine, "underscores": "drop", "strip_headers": ["x-user-id"]}
+        listeners[f"dropping-{engine}"] = {
+            "tls": "mutual",
+            "to": "app",
+            "engine": engine,
+            "underscores": "drop",
+            "strip_headers": ["x-user-id"],
+        }
         listeners[f"trailers-{engine}"] = {
-            "tls": "mutual", "engine": engine, "routes": [{"id": "kept", "paths": ["/**"], "to": "app", "trailers": "keep"}],
+            "tls": "mutual",
+            "engine": engine,
+            "strip_headers": ["x-user-id"],
+            "routes": [{"id": f"kept-{engine}", "paths": ["/**"], "to": "app", "trailers": "keep"}],
         }
         listeners[f"patient-{engine}"] = {"tls": "mutual", "to": "patient", "engine": engine}
     return {

@@ -85,7 +85,20 @@ def innocent(open_client: Callable[[], RawClient], upstream: Upstream) -> str:
     return target
 
 
-def run(case: Case, how: str, open_client: Callable[[], RawClient], upstream: Upstream) -> None:
+def attack(
+    case: Case, engine: str, dial: Callable[..., RawClient], upstream: Upstream, *, segmentations: tuple[str, ...] | None = None
+) -> None:
+    """Runs one case in all its segmentations: the first over mTLS, the others (and the innocent requests) in plaintext, where a segment
+    is what one read of the proxy sees and no handshake has to be paid."""
+    plain = f"plain-{engine}"
+    for index, how in enumerate(segmentations or case.segmentations):
+        listener = plain if index else engine
+        run(case, how, lambda: dial(listener, deadline_s=4.0), upstream, lambda: dial(plain, deadline_s=4.0))  # noqa: B023
+
+
+def run(
+    case: Case, how: str, open_client: Callable[[], RawClient], upstream: Upstream, open_innocent: Callable[[], RawClient] | None = None
+) -> None:
     """Runs one case in one segmentation and checks everything."""
     mark = upstream.mark()
     try:
@@ -96,7 +109,7 @@ def run(case: Case, how: str, open_client: Callable[[], RawClient], upstream: Up
                 _broken(outcome, client)
             else:
                 _answers(outcome, client, upstream)
-        afterwards = innocent(open_client, upstream)
+        afterwards = innocent(open_innocent or open_client, upstream)
         seen = upstream.since(mark)
         assert not upstream.violations_since(mark), f"the upstream received malformed bytes: {upstream.violations_since(mark)}"
         others = [s for s in seen if s.target != afterwards and not s.target.startswith("/sentinel/")]

@@ -81,8 +81,14 @@ class RawClient:
     """One connection. Every wait ends at `deadline_s`."""
 
     def __init__(
-        self, address: tuple[str, int], tls: ssl.SSLContext | None = None, *, deadline_s: float = DEADLINE_S,
-        receive_buffer: int = 0, session: ssl.SSLSession | None = None, server_name: str | None = None,
+        self,
+        address: tuple[str, int],
+        tls: ssl.SSLContext | None = None,
+        *,
+        deadline_s: float = DEADLINE_S,
+        receive_buffer: int = 0,
+        session: ssl.SSLSession | None = None,
+        server_name: str | None = None,
     ) -> None:
         self.deadline_s = deadline_s
         raw = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -208,7 +214,9 @@ class RawClient:
         assert data == b"", f"expected the end of the connection, got {data[:300]!r}"
 
 
-def get(path: str = "/", *, host: str = "shop.example", fields: Iterable[str] = (), method: str = "GET", body: bytes | None = None) -> bytes:
+def get(
+    path: str = "/", *, host: str = "shop.example", fields: Iterable[str] = (), method: str = "GET", body: bytes | None = None
+) -> bytes:
     """The bytes of an ordinary request."""
     lines = [f"{method} {path} HTTP/1.1", f"Host: {host}", *fields]
     if body is not None:

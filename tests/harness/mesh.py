@@ -50,7 +50,10 @@ class Mesh:
         (directory / "shop.pem").write_bytes(self.ca.pem)
         (directory / "partner.pem").write_bytes(self.partner.pem)
         files = {
-            "certificate": "svid.pem", "key": "svid.key", "bundles": {"shop.example": "shop.pem", "partner.example": "partner.pem"}, **more,
+            "certificate": "svid.pem",
+            "key": "svid.key",
+            "bundles": {"shop.example": "shop.pem", "partner.example": "partner.pem"},
+            **more,
         }
         return {"trust_domain": "shop.example", "files": files}
 

@@ -54,8 +54,15 @@ class Certificate:
 
 def usage(*, signature: bool = True, cert_sign: bool = False, crl_sign: bool = False) -> x509.KeyUsage:
     return x509.KeyUsage(
-        digital_signature=signature, content_commitment=False, key_encipherment=False, data_encipherment=False, key_agreement=not signature and not cert_sign,
-        key_cert_sign=cert_sign, crl_sign=crl_sign, encipher_only=False, decipher_only=False,
+        digital_signature=signature,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=not signature and not cert_sign,
+        key_cert_sign=cert_sign,
+        crl_sign=crl_sign,
+        encipher_only=False,
+        decipher_only=False,
     )
 
 
@@ -63,7 +70,12 @@ class Authority:
     """A CA (root, or an intermediate under `parent`)."""
 
     def __init__(
-        self, name: str, *, trust_domain: str = TRUST_DOMAIN, parent: Authority | None = None, path_length: int | None = None,
+        self,
+        name: str,
+        *,
+        trust_domain: str = TRUST_DOMAIN,
+        parent: Authority | None = None,
+        path_length: int | None = None,
         not_after: dt.datetime | None = None,
     ) -> None:
         self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name), x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Test PKI")])
@@ -98,8 +110,8 @@ class Authority:
         not_before: dt.datetime | None = None,
         not_after: dt.datetime | None = None,
         ca: bool | None = False,
-        key_usage: x509.KeyUsage | None | str = "default",
-        eku: list[x509.ObjectIdentifier] | None | str = "default",
+        key_usage: x509.KeyUsage | str | None = "default",
+        eku: list[x509.ObjectIdentifier] | str | None = "default",
         dns: list[str] | None = None,
         san_critical: bool = False,
         extra_names: list[x509.GeneralName] | None = None,

@@ -95,7 +95,9 @@ def _parse_json(line: bytes) -> Any:
 class Proxy:
     """One process. `config` is the configuration document; listeners without an address and the admin API get a free port."""
 
-    def __init__(self, directory: Path, config: dict[str, Any], *, policies: dict[str, Any] | None = None, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, directory: Path, config: dict[str, Any], *, policies: dict[str, Any] | None = None, environment: dict[str, str] | None = None
+    ) -> None:
         self.directory = directory
         self.config = config
         self.environment = environment or {}
@@ -133,7 +135,10 @@ class Proxy:
         started = time.monotonic()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "meshguard", "serve", "--config", str(self.config_path)],
-            cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **self.environment},
         )
         self.stdout = Lines(self.process.stdout, _parse_json)
@@ -243,7 +248,12 @@ class Proxy:
         """SIGHUP, then waits until the process reports a reload (good or bad) on standard error."""
         since = len(self.stderr.items)
         self.signal(signal.SIGHUP)
-        self.stderr.wait(lambda line: "reload" in line.lower() or "policy" in line.lower(), "a report of the reload", deadline_s, since)
+        self.wait_reloaded(since, deadline_s)
+
+    def wait_reloaded(self, since: int, deadline_s: float = 6.0) -> str:
+        """The line on standard error (from index `since`) that reports a reload, taken over or refused."""
+        line: str = self.stderr.wait(lambda text: "reloaded" in text or "refused" in text, "a report of the reload", deadline_s, since)
+        return line
 
     def rss_bytes(self) -> int:
         for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():

@@ -24,7 +24,12 @@ def test_segmentations_lose_nothing(how: str) -> None:
 def test_parser_is_independent_of_segmentation(how: str) -> None:
     parser = Parser("request")
     events: list[Head | Data | End] = []
-    for part in segments(get("/a", body=b"abc") + b"POST /b HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(b"hello", b"xy", trailers=b"t: 1\r\n"), how):
+    for part in segments(
+        get("/a", body=b"abc")
+        + b"POST /b HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+        + chunked(b"hello", b"xy", trailers=b"t: 1\r\n"),
+        how,
+    ):
         events += parser.feed(part)
     assert [e.target for e in events if isinstance(e, Head)] == ["/a", "/b"]
     assert b"".join(e.data for e in events if isinstance(e, Data)) == b"abchelloxy"
@@ -35,12 +40,20 @@ def test_parser_is_independent_of_segmentation(how: str) -> None:
 @pytest.mark.parametrize(
     "bad",
     [
-        b"GET / HTTP/1.1\nHost: a\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", b"GET  / HTTP/1.1\r\nHost: a\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: a\r\nx : 1\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\n x: 1\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nx: \0\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\n", b"GET / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
-        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1;a=b\r\n", b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nab\r\n",
-        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0x1\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked, x\r\n\r\n",
+        b"GET / HTTP/1.1\nHost: a\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"GET  / HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nx : 1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\n x: 1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nx: \0\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\n",
+        b"GET / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1;a=b\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nab\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0x1\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked, x\r\n\r\n",
     ],
 )
 def test_parser_refuses(bad: bytes) -> None:
@@ -84,7 +97,10 @@ def test_scripts_and_truncated_answers() -> None:
             assert client.response().body == b"early"
             client.send(b"abc")
             assert client.request(get("/next")).get("x-seen-target") == "/next"
-        with upstream.on("/cut", raw(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc", close=True)), RawClient(("127.0.0.1", upstream.port)) as client:
+        with (
+            upstream.on("/cut", raw(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc", close=True)),
+            RawClient(("127.0.0.1", upstream.port)) as client,
+        ):
             client.send(get("/cut"))
             with pytest.raises(Truncated):
                 client.response()
@@ -92,7 +108,10 @@ def test_scripts_and_truncated_answers() -> None:
             client.send(get("/bad"))
             with pytest.raises(Violation):
                 client.response()
-        with upstream.on("/interim", raw(b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n")), RawClient(("127.0.0.1", upstream.port)) as client:
+        with (
+            upstream.on("/interim", raw(b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n")),
+            RawClient(("127.0.0.1", upstream.port)) as client,
+        ):
             answer = client.request(get("/interim"))
             assert ([h.status for h in answer.interim], answer.status) == ([103], 204)
 
@@ -107,6 +126,7 @@ def test_silence_has_a_deadline() -> None:
 def test_case_runner_finds_a_forwarded_attack() -> None:
     """Against the bare upstream (a proxy that forwards everything) a case that must be refused fails, a good one passes."""
     with Upstream() as upstream:
+
         def direct() -> RawClient:
             return RawClient(("127.0.0.1", upstream.port))
 
@@ -134,5 +154,8 @@ def test_intermediate_chain(tmp_path: Path) -> None:
     root = Authority("root")
     leaf = Authority("mid", parent=root, path_length=0).service("billing")
     assert len(leaf.chain) == 2
-    with Upstream(server_context(root.service("server"), root, tmp_path)) as upstream, RawClient(("127.0.0.1", upstream.port), client_context(root, leaf, tmp_path)) as client:
+    with (
+        Upstream(server_context(root.service("server"), root, tmp_path)) as upstream,
+        RawClient(("127.0.0.1", upstream.port), client_context(root, leaf, tmp_path)) as client,
+    ):
         assert client.request(get("/tls")).status == 200

@@ -158,8 +158,13 @@ async def echo(exchange: Exchange) -> None:
     seen = exchange.request
     body = orjson.dumps(
         {
-            "method": seen.method, "target": seen.target, "connection": seen.connection, "fields": seen.head.fields,
-            "body_bytes": seen.body_bytes, "sha256": seen.digest.hexdigest(), "trailers": seen.trailers,
+            "method": seen.method,
+            "target": seen.target,
+            "connection": seen.connection,
+            "fields": seen.head.fields,
+            "body_bytes": seen.body_bytes,
+            "sha256": seen.digest.hexdigest(),
+            "trailers": seen.trailers,
         }
     )
     await exchange.answer(200, body, "Content-Type: application/json", f"X-Seen-Target: {seen.target}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import ssl
+from collections import Counter
 
 import pytest
 
@@ -59,6 +60,24 @@ class TestPool:
 
         run(story())
 
+    @pytest.mark.parametrize("balance", ["least_request", "round_robin"])
+    @pytest.mark.parametrize("count", [2, 3, 4])
+    def test_one_request_after_another_uses_every_endpoint(self, balance: str, count: int) -> None:
+        async def story() -> None:
+            keys = tuple(f"127.0.0.{n}:80" for n in range(1, count + 1))
+            cluster, _, _ = build(ClusterSettings(endpoints=keys, balance=balance))  # type: ignore[arg-type]
+            used: Counter[str] = Counter()
+            for _ in range(10 * count):
+                conn = cluster.checkout()
+                if conn is None:
+                    conn = (await ask(cluster)).conn
+                used[conn.endpoint.key] += 1
+                cluster.release(conn)
+            assert used == dict.fromkeys(keys, 10)
+            await cluster.close()
+
+        run(story())
+
     def test_the_freshest_connection_goes_first(self) -> None:
         async def story() -> None:
             cluster, _, _ = build(ONE)
@@ -100,6 +119,19 @@ class TestPool:
             assert cluster.books().connections == cluster.books().in_flight == 0
             cluster.discard(call.conn)
             assert cluster.strays == 2
+            await cluster.close()
+
+        run(story())
+
+    def test_a_stray_leaves_the_pool_even_when_its_close_reports_nothing(self) -> None:
+        async def story() -> None:
+            cluster, network, _ = build(ONE)
+            network.cluster = None
+            call = await ask(cluster)
+            cluster.release(call.conn)
+            cluster.release(call.conn)
+            assert not ends(cluster, A).idle
+            assert cluster.books().connections == 0
             await cluster.close()
 
         run(story())
@@ -220,6 +252,51 @@ class TestLine:
             await turns()
             assert call.answers == 0
             assert cluster.checkout() is network.opened[0]
+            balanced(cluster)
+            await cluster.close()
+
+        run(story())
+
+    def test_the_next_in_line_takes_over_the_dial_of_a_cancelled_call(self) -> None:
+        async def story() -> None:
+            cluster, network, _ = build(limited(max_in_flight=1), automatic=False)
+            gone, follower = Asking(), Asking()
+            cluster.submit(gone)
+            cluster.submit(follower)
+            await turns()
+            assert cluster.books().queued == 1
+            cluster.cancel(gone)
+            assert cluster.books().queued == 0
+            balanced(cluster)
+            network.finish()
+            await turns()
+            assert follower.conn is network.opened[0]
+            assert network.dials == 1
+            await cluster.close()
+
+        run(story())
+
+    def test_a_spare_connection_does_not_lift_a_lowered_limit(self) -> None:
+        async def story() -> None:
+            cluster, network, _ = build(limited(max_in_flight=3), automatic=False)
+            calls = [Asking() for _ in range(3)]
+            for call in calls:
+                cluster.submit(call)
+            await turns()
+            network.finish()
+            network.finish()
+            await turns()
+            cluster.cancel(calls[2])
+            cluster.reconfigure(limited(max_in_flight=1))
+            waiting = Asking()
+            cluster.submit(waiting)
+            network.finish()
+            await turns()
+            assert waiting.answers == 0
+            cluster.release(calls[0].conn)
+            assert waiting.answers == 0
+            cluster.release(calls[1].conn)
+            assert waiting.conn is calls[1].conn
             balanced(cluster)
             await cluster.close()
 
@@ -579,11 +656,62 @@ class TestRetry:
 
         run(story())
 
+    def test_the_longest_idle_connection_makes_room_first(self) -> None:
+        async def story() -> None:
+            circuit = CircuitSettings(max_connections=2)
+            cluster, network, clock = build(ClusterSettings(endpoints=(A, B, C), circuit=circuit))
+            first, second = await ask(cluster), await ask(cluster)
+            cluster.release(second.conn)
+            clock.now += 5
+            cluster.sweep(clock.now)
+            cluster.release(first.conn)
+            third = next(iter({A, B, C} - {first.conn.endpoint.key, second.conn.endpoint.key}))
+            others = frozenset({first.conn.endpoint, second.conn.endpoint})
+            call = await ask(cluster, excluded=others)
+            assert call.conn.endpoint.key == third
+            assert [wire.closed for wire in network.opened] == [False, True, False]
+            balanced(cluster)
+            await cluster.close()
+
+        run(story())
+
+    def test_who_waits_for_another_endpoint_keeps_its_turn(self) -> None:
+        async def story() -> None:
+            cluster, _, _ = build(dataclasses.replace(TWO, circuit=CircuitSettings(max_connections=1)))
+            held = await ask(cluster, excluded=frozenset({ends(cluster, B)}))
+            picky = await ask(cluster, excluded=frozenset({ends(cluster, A)}))
+            easy = await ask(cluster)
+            cluster.release(held.conn)
+            await turns()
+            assert picky.conn.endpoint.key == B
+            assert easy.answers == 0
+            cluster.release(picky.conn)
+            assert easy.conn is picky.conn
+            balanced(cluster)
+            await cluster.close()
+
+        run(story())
+
+    def test_a_connection_to_an_endpoint_that_fell_out_goes_to_nobody(self) -> None:
+        async def story() -> None:
+            cluster, _, _ = build(dataclasses.replace(TWO, circuit=CircuitSettings(max_connections=1)))
+            held = await ask(cluster, excluded=frozenset({ends(cluster, B)}))
+            waiting = await ask(cluster)
+            cluster._verdict(ends(cluster, A), False)
+            cluster.release(held.conn)
+            await turns()
+            assert waiting.conn.endpoint.key == B
+            assert held.conn.closed  # evicted for it
+            balanced(cluster)
+            await cluster.close()
+
+        run(story())
+
 
 class TestChanges:
     def test_endpoints_that_stay_keep_their_pool_and_those_that_go_finish(self) -> None:
         async def story() -> None:
-            cluster, network, _ = build(dataclasses.replace(TWO, balance="round_robin"))
+            cluster, _, _ = build(dataclasses.replace(TWO, balance="round_robin"))
             calls = {call.conn.endpoint.key: call for call in [await ask(cluster) for _ in range(2)]}
             idle = {call.conn.endpoint.key: call for call in [await ask(cluster) for _ in range(2)]}
             for call in idle.values():
@@ -686,6 +814,45 @@ class TestChanges:
 
         run(story())
 
+    def test_a_smaller_idle_pool_closes_the_oldest(self) -> None:
+        async def story() -> None:
+            cluster, network, _ = build(ONE)
+            for call in [await ask(cluster) for _ in range(4)]:
+                cluster.release(call.conn)
+            cluster.reconfigure(limited(max_idle=1))
+            assert [wire.closed for wire in network.opened] == [True, True, True, False]
+            balanced(cluster)
+            await cluster.close()
+
+        run(story())
+
+    def test_a_dial_that_was_given_up_but_succeeds_is_closed(self) -> None:
+        async def story() -> None:
+            opened: list[Wire] = []
+            gate = asyncio.Event()
+
+            async def stubborn(endpoint: Endpoint) -> Connection:
+                wire = Wire(endpoint)
+                opened.append(wire)
+                try:
+                    await gate.wait()
+                except asyncio.CancelledError:
+                    if len(opened) > 1:
+                        raise
+                return wire
+
+            cluster = Cluster("app", ONE, stubborn)
+            call = await ask(cluster)
+            cluster.recycle()
+            gate.set()
+            await turns()
+            assert opened[0].closed
+            assert call.conn is opened[1]
+            balanced(cluster)
+            await cluster.close()
+
+        run(story())
+
     def test_drain_serves_to_the_end_and_pools_nothing(self) -> None:
         async def story() -> None:
             cluster, _, _ = build(ONE)
@@ -727,12 +894,12 @@ class TestChanges:
                 cluster.submit(call)
             await turns()
             await cluster.close()
+            assert not network.pending
+            assert len(asyncio.all_tasks()) == 1
             assert [call.reason for call in calls] == [NO_ENDPOINT] * 5
             assert held.conn.closed
             cluster.discard(held.conn)
             assert (await ask(cluster)).reason is NO_ENDPOINT
-            assert not network.pending
-            assert len(asyncio.all_tasks()) == 1
             assert cluster.books()[:4] == (0, 0, 0, 0)
             with pytest.raises(RuntimeError, match="closed"):
                 cluster.reconfigure(ONE)

@@ -78,7 +78,7 @@ def test_other_peoples_faults_do_not_count(reason: Reason) -> None:
     assert states(cluster)[0] == "unknown"
 
 
-@pytest.mark.parametrize("reason", sorted(BLAMED, key=lambda reason: reason.code))
+@pytest.mark.parametrize("reason", [pytest.param(reason, id=reason.code) for reason in BLAMED])
 def test_the_endpoints_faults_count(reason: Reason) -> None:
     cluster, _, _ = build(FOUR)
     fail(cluster, KEYS[0], 3, reason)
@@ -130,6 +130,24 @@ def test_unhealthy_endpoints_leave_less_room_for_ejection() -> None:
         cluster._verdict(cluster.members.endpoints[key], False)
     fail(cluster, KEYS[2])
     assert states(cluster) == ["unhealthy", "unhealthy", "unknown", "unknown"]
+
+
+def test_an_unhealthy_endpoint_is_ejected_without_taking_room() -> None:
+    cluster, _, _ = build(dataclasses.replace(FOUR, endpoints=KEYS[:2]))
+    cluster._verdict(cluster.members.endpoints[KEYS[0]], False)
+    fail(cluster, KEYS[0])
+    cluster._verdict(cluster.members.endpoints[KEYS[0]], True)
+    assert states(cluster) == ["ejected", "unknown"]
+
+
+def test_an_endpoint_that_came_back_has_a_fresh_count() -> None:
+    cluster, _, clock = build(FOUR)
+    fail(cluster, KEYS[0])
+    pass_time(cluster, clock, 10)
+    fail(cluster, KEYS[0], 2)
+    assert states(cluster)[0] == "unknown"
+    fail(cluster, KEYS[0], 1)
+    assert states(cluster)[0] == "ejected"
 
 
 def test_zero_turns_it_off() -> None:

@@ -46,7 +46,7 @@ class Traffic(RuleBasedStateMachine):
         self.calls: list[Exchange] = []
         self.cancelled: set[Exchange] = set()
         self.direct: list[Connection] = []
-        self.bound = 0
+        self.before: tuple[int, int] = (0, 0)
         wanted = ClusterSettings(
             endpoints=endpoints,
             circuit=circuit,
@@ -204,6 +204,15 @@ class Traffic(RuleBasedStateMachine):
             assert call.answers + call.finished + (call.ticket is not None) + (call in self.cancelled) == 1
 
     @invariant()
+    def limits_hold(self) -> None:
+        """A limit may be exceeded only by what was there before it was lowered."""
+        if hasattr(self, "cluster"):
+            books, circuit = self.cluster.books(), self.cluster.settings.circuit
+            assert books.in_flight <= max(circuit.max_in_flight, self.before[0])
+            assert books.connections <= max(circuit.max_connections, self.before[1])
+            self.before = books[:2]
+
+    @invariant()
     def no_waste(self) -> None:
         """Nobody who may go anywhere waits while something is free for it."""
         if not hasattr(self, "cluster"):
@@ -215,6 +224,7 @@ class Traffic(RuleBasedStateMachine):
         circuit = cluster.settings.circuit
         assert cluster.members.usable
         if cluster.books().in_flight < circuit.max_in_flight:
+            assert not [dial for dial in cluster._spare if dial.endpoint.usable]
             assert cluster.books().connections >= circuit.max_connections
             assert not [conn for endpoint in cluster.members.usable for conn in endpoint.idle if not conn.closed]
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
-from meshguard.control.settings.values import Address, DocumentPath, ListenAddress, Section, url_of
+from meshguard.control.settings.values import DocumentPath, ListenAddress, Section, url_of
 
 __all__ = ["AdminConfig", "DecisionLogConfig", "KeysetConfig", "TelemetryConfig"]
 
@@ -43,7 +43,7 @@ class TelemetryConfig(Section):
 class AdminConfig(Section):
     """Health, metrics and state of this process. Reachable from this machine only unless another address is written here."""
 
-    address: ListenAddress = Address("127.0.0.1", 9901)
+    address: ListenAddress = Field(default="127.0.0.1:9901", validate_default=True)
 
 
 class KeysetConfig(Section):

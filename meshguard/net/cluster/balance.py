@@ -29,6 +29,11 @@ class Balancer:
         """The endpoint for the next request; `usable` is not empty."""
         raise NotImplementedError
 
+    def again(self) -> None:
+        """The last pick had no connection at hand and its call will ask again: it is the same endpoint's turn. (Else, with two
+        endpoints, a look and a submission at each request would always be the same one's.)"""
+        self._turn -= self._turn >= 0
+
 
 class RoundRobin(Balancer):
     """Each in turn."""

@@ -249,8 +249,7 @@ class Line(Pool):
                     self._grant(ticket, conn)
                     return
                 if ticket.dial is None and self._connections >= self._max_connections:
-                    self._drop(conn)  # it is this one's turn, and it cannot use this endpoint: make room for a dial elsewhere
-                    return
+                    break  # its turn, though not at this endpoint: the pump evicts for it before anybody behind it is served
         self._park(conn)
 
     def _settle(self, conn: Connection) -> None:

@@ -88,6 +88,7 @@ class Pool:
                 self._in_flight += 1
                 return conn
             self._connections -= 1
+        self._balancer.again()
         return None
 
     def release(self, conn: Connection) -> None:

@@ -1,0 +1,63 @@
+# The whole interface of the repository. `make serve` and `make test` need python3 (3.11 or later) and make, nothing else.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := $(VENV)/.run-installed
+DEV := $(VENV)/.dev-installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --require-hashes
+FUZZ_S ?= 300
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: serve test lint bench soak fuzz check clean help
+
+serve: $(RUN)  ## run the guided demo: a proxy with a development CA, an upstream, a client (ARGS="..." is passed on)
+	$(BIN)/python -m meshguard demo $(ARGS)
+
+test: $(DEV)  ## run the tests (ARGS="tests/wire -k chunk" narrows them)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(DEV)  ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(DEV)  ## measure against other proxies; the table goes to standard output
+	$(BIN)/python -m benchmarks $(ARGS)
+
+soak: $(DEV)  ## constant load while policies, certificates and endpoints change
+	$(BIN)/python -m benchmarks.soak $(ARGS)
+
+fuzz: $(DEV)  ## property tests with new random seeds for FUZZ_S seconds (default 300), stops at the first failure
+	@end=$$(( $$(date +%s) + $(FUZZ_S) )); files=$$(grep -rl '^from hypothesis' tests); \
+	while [ $$(date +%s) -lt $$end ]; do \
+	  seed=$$(od -An -N4 -tu4 /dev/urandom | tr -d ' '); echo "seed $$seed"; \
+	  $(BIN)/python -m pytest -x --hypothesis-seed=$$seed $$files || exit 1; \
+	done
+
+check: $(RUN)  ## check the example configurations and their policies
+	$(BIN)/python -m meshguard check --no-files config/*.yaml
+
+clean:  ## remove the environment and everything that is made
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .demo .fuzz dist build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help:  ## show this
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-7s %s\n", $$1, $$2}'
+
+# An environment is made whole or not at all; the stamps make the next run start at once.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "meshguard needs Python 3.11 or later; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "the venv module is missing: apt-get install python3-venv (or your system's package)" >&2; exit 1; }
+
+$(RUN): requirements.lock | $(BIN)/python
+	@echo "installing locked dependencies into $(VENV)"
+	@$(PIP) -r requirements.lock
+	@touch $@
+
+$(DEV): requirements-dev.lock | $(BIN)/python
+	@echo "installing locked dependencies and tools into $(VENV)"
+	@$(PIP) -r requirements-dev.lock
+	@touch $@ $(RUN)

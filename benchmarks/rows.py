@@ -1,0 +1,98 @@
+"""The rows: what is loaded, who takes part, and the interleaved rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from benchmarks import load
+from benchmarks.candidates import Candidate
+from benchmarks.load import Sample
+
+__all__ = ["ROWS", "Contestant", "Row", "contestants", "play"]
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """A column of a row: the candidate, and settings of the load that are its own. `label` names it in results."""
+
+    candidate: str
+    label: str = ""
+    settings: tuple[tuple[str, object], ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.label or self.candidate
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One kind of load.
+
+    `measure(candidate, kind, seconds, warm, **settings)` takes one sample; `metric` is the sample's key that the table shows first.
+    `ours` are the variants of meshguard that take part. `peers`: other proxies take part; `without` those that cannot.
+    `fresh`: each sample starts a process of its own, so there is no warm-up round.
+    """
+
+    name: str
+    kind: str
+    unit: str
+    metric: str
+    measure: Callable[..., Sample]
+    ours: tuple[Contestant, ...]
+    peers: bool = True
+    without: frozenset[str] = frozenset()
+    fresh: bool = False
+    most_rounds: int = 100
+    settings: dict[str, object] = field(default_factory=dict)
+
+
+_SELF = Contestant("meshguard")
+_BOTH = (_SELF, Contestant("meshguard-reference"))
+_CPU = "CPU us/request"
+
+ROWS: tuple[Row, ...] = (
+    Row("h1-mtls", "h1-mtls", _CPU, "cpu_us", load.closed_loop, _BOTH),
+    Row("h1-plain", "h1-plain", _CPU, "cpu_us", load.closed_loop, _BOTH),
+    Row("h2-mtls", "h2-mtls", _CPU, "cpu_us", load.closed_loop, (_SELF,)),
+    Row("grpc", "grpc", _CPU, "cpu_us", load.closed_loop, (_SELF,)),
+    Row("handshake", "h1-mtls", "CPU us/handshake", "cpu_us", load.handshakes, (_SELF,), without=frozenset({"mitmproxy"})),
+    Row("latency", "h1-mtls", "us at a fixed rate", "p50_us", load.latency, (_SELF,), without=frozenset({"mitmproxy"})),
+    Row("memory", "h1-mtls", "MB idle", "rss_mb", load.memory, (_SELF,), fresh=True, most_rounds=3),
+    Row("start-up", "h1-mtls", "s to the first answer", "start_s", load.start_up, (_SELF,), fresh=True, most_rounds=5),
+    Row(
+        "policy-size", "h1-mtls", _CPU, "cpu_us", load.closed_loop,
+        (Contestant("meshguard-10-rules"), _SELF, Contestant("meshguard-many-rules")), peers=False,
+    ),
+    Row(
+        "tracing", "h1-mtls", _CPU, "cpu_us", load.closed_loop,
+        (Contestant("meshguard", "none", (("trace", 0),)), Contestant("meshguard", "all", (("trace", 1),))), peers=False,
+    ),
+    Row("decision-log", "h1-mtls", _CPU, "cpu_us", load.closed_loop, (_SELF, Contestant("meshguard-no-log")), peers=False),
+)  # fmt: skip
+"""In the order of the tables. h2-mtls and grpc wait until the subject serves them."""
+
+
+def contestants(row: Row, ours: str, peers: Iterable[str]) -> list[Contestant]:
+    """Who takes part. `ours` other than meshguard stands in for it, to check the harness with a proxy that is known."""
+    if ours == "meshguard":
+        mine = list(row.ours)
+    else:
+        mine = [Contestant(ours, each.label, each.settings) for each in row.ours if each.candidate == "meshguard"]
+    known = {each.name for each in mine}
+    others = [Contestant(name) for name in peers if row.peers and name not in row.without and name not in known]
+    return mine + others
+
+
+def play(row: Row, field_of: list[tuple[Contestant, Candidate]], rounds: int, seconds: float, warmup_s: float) -> dict[str, list[Sample]]:
+    """Rounds of A B C A B C; a first, short one that only warms up is not counted. Contestant's name to its samples."""
+    samples: dict[str, list[Sample]] = {contestant.name: [] for contestant, _ in field_of}
+    rounds = min(rounds, row.most_rounds)
+    for turn in range(0 if row.fresh else -1, rounds):
+        for contestant, candidate in field_of:
+            settings = {**row.settings, **dict(contestant.settings)}
+            if turn < 0:
+                row.measure(candidate, row.kind, warmup_s, 0.1, **settings)
+            else:
+                samples[contestant.name].append(row.measure(candidate, row.kind, seconds, **settings))
+    return samples

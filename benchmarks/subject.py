@@ -1,0 +1,95 @@
+"""meshguard as a candidate: its configuration and policy documents, made from the rules that all candidates share."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks import install, pki
+from benchmarks.bench import Bench
+from benchmarks.candidates import Plan
+from benchmarks.rules import ORDERS, Rule, make
+
+__all__ = ["SUBJECTS", "Variant", "configuration", "policy", "policy_text"]
+
+YAML_UP_TO = 1000
+"""Rules written as YAML, as people write them; more come out of a generator, which writes JSON."""
+
+
+def policy(rules: list[Rule], plain_port: int) -> dict[str, Any]:
+    """The policy document: each rule allows one caller; on the plaintext port, which knows no callers, anyone may read orders."""
+    allowed: list[dict[str, Any]] = [
+        {"id": rule.id, "allow": [rule.principal], "methods": [rule.method], "paths": [rule.prefix + "/**"]} for rule in rules
+    ]
+    allowed.append({"id": "plain", "allow": "anyone", "methods": ["GET"], "paths": [ORDERS + "/**"], "ports": [plain_port]})
+    return {"rules": allowed}
+
+
+def policy_text(document: dict[str, Any]) -> tuple[str, str]:
+    """File name and text: YAML with one rule a line, or JSON where there are many."""
+    if len(document["rules"]) > YAML_UP_TO + 1:
+        return "bench.json", json.dumps(document)
+    return "bench.yaml", "rules:\n" + "".join(f"  - {json.dumps(rule)}\n" for rule in document["rules"])
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way to run meshguard; called to write its documents. `rules` None: as many as the run says. `log`: whether the decision
+    log goes to a file or to the null device."""
+
+    rules: int | None = None
+    engine: str = "default"
+    log: bool = True
+    traces: bool = True
+
+    def __call__(self, bench: Bench, directory: Path) -> Plan:
+        mtls, plain, admin = (bench.ports.port() for _ in range(3))
+        count = self.rules or bench.options.rules
+        name, text = policy_text(policy(make(count), plain))
+        (directory / "policies").mkdir(exist_ok=True)
+        (directory / "policies" / name).write_text(text)
+        log = directory / "decisions.log" if self.log else None
+        config = directory / "meshguard.yaml"
+        settings = configuration(self, bench.certs, {"inbound": mtls, "plain": plain, "admin": admin, "upstream": bench.up_h1}, log)
+        config.write_text(yaml.safe_dump(settings, sort_keys=False))
+        command = [sys.executable, "-m", "meshguard", "serve", "--config", config]
+        ports = {"h1-mtls": mtls, "h1-plain": plain, "h2-mtls": mtls}
+        return Plan(command, ports, policy=True, log=log, cwd=install.ROOT, ready_timeout_s=20 + count / 500)
+
+
+def configuration(variant: Variant, certs: Path, ports: dict[str, int], log: Path | None) -> dict[str, Any]:
+    """The configuration document. `ports`: inbound (mTLS), plain, admin, upstream. The upstream's port also swallows the traces."""
+    bundles = {pki.TRUST_DOMAIN: str(certs / "ca.pem")}
+    files = {"certificate": str(certs / "server.pem"), "key": str(certs / "server.key"), "bundles": bundles}
+    settings: dict[str, Any] = {
+        "profile": "strict",
+        "identity": {"trust_domain": pki.TRUST_DOMAIN, "files": files},
+        "listeners": {
+            "inbound": {"address": f"127.0.0.1:{ports['inbound']}", "tls": "mutual", "to": "app", "engine": variant.engine},
+            "plain": {"address": f"127.0.0.1:{ports['plain']}", "tls": "none", "to": "app", "engine": variant.engine},
+        },
+        "clusters": {"app": {"endpoints": [f"127.0.0.1:{ports['upstream']}"]}},
+        "policies": ["policies/"],
+        "decision_log": {"path": str(log or "/dev/null")},
+        "admin": {"address": f"127.0.0.1:{ports['admin']}"},
+        "drain_s": 1,
+    }
+    if variant.traces:
+        # Every request carries a traceparent, so the caller's flag decides which ones are traced.
+        settings["telemetry"] = {"otlp": f"http://127.0.0.1:{ports['upstream']}", "sample": 0.01}
+    return settings
+
+
+SUBJECTS: dict[str, Variant] = {
+    "meshguard": Variant(),
+    "meshguard-reference": Variant(engine="reference"),
+    "meshguard-10-rules": Variant(rules=10),
+    "meshguard-many-rules": Variant(rules=100_000),
+    "meshguard-no-log": Variant(log=False),
+}
+"""Every variant by its name as a candidate."""

@@ -1,0 +1,68 @@
+"""What is compared with what, and the bounds: `first` must be reached, `aim` is where we go.
+
+Every bound is "at most". Where a target says "N times less than", the bound is 1/N.
+"""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["TARGETS", "Target"]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """`ours` and `anchor` name contestants of `row`, `metric` a key of their samples.
+
+    kind ratio     the bounds hold for ours / anchor
+         added     the bounds hold for ours - anchor, in the unit
+         absolute  the bounds hold for ours, in the unit; an anchor is only for comparison
+    Without bounds (None) it is shown for information.
+    """
+
+    name: str
+    row: str
+    metric: str
+    unit: str
+    anchor: str
+    first: float | None = None
+    aim: float | None = None
+    ours: str = "meshguard"
+    kind: Literal["ratio", "added", "absolute"] = "ratio"
+
+
+_MODERN = ssl.OPENSSL_VERSION_INFO >= (3, 5)
+_HANDSHAKE = (1.5, 1.15) if _MODERN else (1.6, 1.5)
+_CPU = "CPU us/request"
+
+TARGETS: tuple[Target, ...] = (
+    Target("h1-mtls against Envoy", "h1-mtls", "cpu_us", _CPU, "envoy", 0.85, 0.60),
+    Target("h1-mtls against nginx without policy", "h1-mtls", "cpu_us", _CPU, "nginx", 1.6, 1.2),
+    Target("h1-mtls against HAProxy without policy", "h1-mtls", "cpu_us", _CPU, "haproxy"),
+    Target("h1-mtls against the h11 engine", "h1-mtls", "cpu_us", _CPU, "meshguard-reference", 1 / 5, 1 / 7),
+    Target("h1-mtls against mitmproxy", "h1-mtls", "cpu_us", _CPU, "mitmproxy", 1 / 25, 1 / 45),
+    Target("h1-mtls against Envoy, same rule order", "h1-mtls", "cpu_us", _CPU, "envoy-same"),
+    Target("h1-mtls against Envoy, matching tree", "h1-mtls", "cpu_us", _CPU, "envoy-tree"),
+    Target("h1-mtls against Envoy, 10 rules, no log", "h1-mtls", "cpu_us", _CPU, "envoy10"),
+    Target("h1-plain against Envoy", "h1-plain", "cpu_us", _CPU, "envoy"),
+    Target("h1-plain against nginx", "h1-plain", "cpu_us", _CPU, "nginx"),
+    Target("h1-plain against the h11 engine", "h1-plain", "cpu_us", _CPU, "meshguard-reference"),
+    Target("h1-plain against mitmproxy", "h1-plain", "cpu_us", _CPU, "mitmproxy"),
+    Target("h2-mtls against Envoy", "h2-mtls", "cpu_us", _CPU, "envoy", 1.4, 0.9),
+    Target("h2-mtls against nginx without policy", "h2-mtls", "cpu_us", _CPU, "nginx"),
+    Target("grpc against Envoy", "grpc", "cpu_us", _CPU, "envoy", 1.6, 1.0),
+    Target("handshake against Envoy", "handshake", "cpu_us", "CPU us/handshake", "envoy", *_HANDSHAKE),
+    Target("handshake against nginx", "handshake", "cpu_us", "CPU us/handshake", "nginx"),
+    Target("latency p50 against Envoy", "latency", "p50_us", "us", "envoy", 1.0, 0.7),
+    Target("latency p99 against Envoy", "latency", "p99_us", "us", "envoy", 1.0, 0.7),
+    Target("memory of an idle process", "memory", "rss_mb", "MB", "envoy", 55, 40, kind="absolute"),
+    Target("memory of an idle mTLS connection", "memory", "connection_kib", "KiB", "envoy", 48, 32, kind="absolute"),
+    Target("start to ready", "start-up", "start_s", "s", "envoy", 0.6, 0.3, kind="absolute"),
+    Target("policy of 100 000 rules against 10", "policy-size", "cpu_us", _CPU, "meshguard-10-rules", 1.5, 1.1, "meshguard-many-rules"),
+    Target("policy of 1000 rules against 10", "policy-size", "cpu_us", _CPU, "meshguard-10-rules"),
+    Target("tracing every request, added on the path", "tracing", "main_us", "us", "none", 3, 1, "all", "added"),
+    Target("tracing every request, added in all threads", "tracing", "cpu_us", "us", "none", ours="all", kind="added"),
+    Target("decision log to a file, added", "decision-log", "cpu_us", "us", "meshguard-no-log", kind="added"),
+)

@@ -1,0 +1,17 @@
+"""Finds the protected values of a body: the fast way where it can prove its answer, else the exact one."""
+
+from __future__ import annotations
+
+from meshguard.fields.json_fast import AVAILABLE, try_scan
+from meshguard.fields.json_scan import Span, resolve, scan
+from meshguard.fields.selectors import Matcher
+
+__all__ = ["locate"]
+
+
+def locate(body: bytes, matcher: Matcher) -> list[Span]:
+    """Validate `body` and return the disjoint spans of the selected values, in order. Raises JsonError."""
+    spans = try_scan(body, matcher) if AVAILABLE else None
+    if spans is None:
+        spans = scan(body, matcher)
+    return resolve(spans) if len(spans) > 1 else spans

@@ -1,0 +1,121 @@
+"""The file provider: a keyset in a private JSON file. For development and single machines: the keys lie there in the clear.
+
+Uses are set aside in ranges: before a keyset is handed out, `<file>.uses` says that `RANGE` more values were sealed; when half of
+them are, a thread writes down the next range. A crash forgets the rest of a range, never a use. Several processes on one file take
+ranges of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from threading import Thread
+from time import time
+
+from meshguard.fields.keyset import MAX_USES, DataKey, Keyset, KeyState
+from meshguard.keys.keyset_file import KeysetRecord, locked, read_keyset, read_uses, write_uses
+from meshguard.keys.lifecycle import create as create_keyset
+from meshguard.model.errors import KeysetError
+
+__all__ = ["RANGE", "FileKeyProvider", "load_keyset"]
+
+RANGE = 1 << 18
+"""Uses set aside at once: 16 384 loads fit into the budget of 2^32, and at 10 000 values a second one lasts 26 s."""
+
+
+class FileKeyProvider:
+    """One keyset file; `create` makes it when it is missing (development only)."""
+
+    __slots__ = ("_create", "_name", "_path")
+
+    def __init__(self, name: str, path: Path, create: bool = False) -> None:
+        self._name = name
+        self._path = path
+        self._create = create
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    async def load(self) -> Keyset:
+        """The keyset as it is on disk. Raises KeysetError."""
+        return await asyncio.to_thread(load_keyset, self._path, self._name, self._create)
+
+    async def watch(self) -> AsyncIterator[None]:
+        """Yields each time the keyset file was replaced (not for its uses)."""
+        from watchfiles import awatch
+
+        path = self._path.absolute()
+        async for _ in awatch(path.parent, watch_filter=lambda _, changed: Path(changed) == path, recursive=False):
+            yield None
+
+
+def load_keyset(path: Path, name: str, create: bool = False) -> Keyset:
+    """Read the keyset `name` and set aside uses for it; `create` makes the file when it is missing. Blocks: call it in a thread.
+
+    Raises KeysetError.
+    """
+    path = Path(path)
+    try:
+        if create and not path.exists():
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            create_keyset(path, name, time())
+        read_keyset(path)  # before a lock file is left beside nothing
+        with locked(path):
+            record = read_keyset(path)
+            if record.name != name:
+                raise KeysetError(f"{path}: is keyset {record.name}, expected {name}")
+            primary = next((key.version for key in record.keys if key.state is KeyState.PRIMARY), 0)
+            uses = read_uses(path, name) if primary else {}
+            granted = _set_aside(path, name, uses, primary)
+    except FileNotFoundError:
+        raise KeysetError(f"{path}: no such keyset file (make one with `meshguard keys create {path} --name {name}`)") from None
+    except OSError as exc:
+        raise KeysetError(f"{path}: cannot be used or its uses not written down: {exc.strerror or exc}") from exc
+    return _keyset(path, record, uses, granted)
+
+
+def _keyset(path: Path, record: KeysetRecord, uses: dict[int, int], granted: int) -> Keyset:
+    def extend(key: DataKey) -> None:
+        Thread(target=_extend, args=(path, record.name, key), name="keyset-uses", daemon=True).start()
+
+    keys = []
+    for stored in record.keys:
+        # without a count a version is taken as spent; only the primary one seals
+        used = min(uses.get(stored.version, MAX_USES), MAX_USES)
+        primary = stored.state is KeyState.PRIMARY
+        keys.append(
+            DataKey(
+                stored.version,
+                stored.state,
+                stored.created,
+                stored.material,
+                used,
+                granted if primary else used,
+                extend if primary else None,
+            )
+        )
+    return Keyset(record.name, keys)
+
+
+def _set_aside(path: Path, name: str, uses: dict[int, int], version: int) -> int:
+    """Write down that `version` may have sealed RANGE more values than in `uses`; returns the new count. The lock is held."""
+    if not version:
+        return 0
+    granted = min(uses.get(version, MAX_USES) + RANGE, MAX_USES)
+    write_uses(path, name, uses | {version: granted})
+    return granted
+
+
+def _extend(path: Path, name: str, key: DataKey) -> None:
+    """The next range for `key`. Another process may have taken ranges in between: then this one begins after them."""
+    try:
+        with locked(path):
+            uses = read_uses(path, name)
+            before = uses.get(key.version, MAX_USES)
+            after = _set_aside(path, name, uses, key.version)
+    except (OSError, KeysetError):
+        key.grant(0)  # nothing was written down; the next use asks again, and what was set aside still holds
+        return
+    key.grant(key.granted + after - before, written=after)

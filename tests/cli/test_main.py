@@ -1,0 +1,77 @@
+"""The command line as a user meets it: subprocesses where the process matters, calls where it does not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import import_module, util
+
+import pytest
+
+from meshguard import __version__
+from meshguard.cli.main import COMMANDS, main
+
+
+def run(*arguments: str, **more: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "meshguard", *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_version_is_printed_both_ways(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert main(["version"]) == 0
+    assert capsys.readouterr().out == f"meshguard {__version__}\n" * 2
+    assert main(["version", "--verbose"]) == 0
+    assert "pydantic 2." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["--nonsense"], ["nonsense"], ["check"], ["check", "--format", "xml", "f"], ["schema", "other"]])
+def test_wrong_usage_is_exit_code_2_with_a_word_on_stderr(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "usage: meshguard" in err
+
+
+def test_help_lists_every_command_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    for name, line in COMMANDS:
+        assert f"    {name} " in out
+        assert line[:30] in " ".join(out.split())
+
+
+@pytest.mark.parametrize("name", [name for name, _ in COMMANDS if util.find_spec(f"meshguard.cli.{name}") and name != "version"])
+def test_each_command_has_help_with_examples(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "examples:" in out
+    assert f"  meshguard {name}" in out
+
+
+@pytest.mark.parametrize("name", [name for name, _ in COMMANDS if util.find_spec(f"meshguard.cli.{name}")])
+def test_each_command_registers_a_function_to_run(name: str) -> None:
+    assert callable(import_module(f"meshguard.cli.{name}").register)
+
+
+def test_only_the_called_command_is_imported() -> None:
+    code = (
+        "import sys; from meshguard.cli.main import main; main(['version']); "
+        "print([n for n in ('pydantic', 'asyncio', 'meshguard.cli.check', 'meshguard.control', 'grpc') if n in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.splitlines()[1] == "[]"
+
+
+def test_a_reader_that_goes_away_is_no_traceback() -> None:
+    command = f"{sys.executable} -m meshguard schema | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "{\n"
+    assert "Traceback" not in done.stderr
+
+
+def test_the_module_runs_and_its_exit_code_is_the_commands() -> None:
+    assert run("version").returncode == 0
+    done = run("check", "/nonexistent/file.yaml")
+    assert done.returncode == 2
+    assert "/nonexistent/file.yaml: (document): expected a readable file (No such file or directory)" in done.stderr
+    assert "Traceback" not in done.stderr
