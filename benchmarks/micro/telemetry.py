@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import uvloop
 
@@ -25,14 +26,14 @@ from meshguard.model.reasons import NO_RULE
 from meshguard.model.verdicts import Denial, NearMiss
 from meshguard.telemetry.decision_log import DecisionLog
 from meshguard.telemetry.metrics import Registry
-from meshguard.telemetry.observe import Observer
+from meshguard.telemetry.observe import Consumer, Observer
 from meshguard.telemetry.otlp_encoding import metrics_request, resource_message
 from meshguard.telemetry.prometheus import render
 from meshguard.telemetry.request_metrics import RequestMetrics
 from meshguard.telemetry.span_ids import SpanIds
 from meshguard.telemetry.spans import SCHEMA_URL, SpanRecorder
 from meshguard.wire.trace_context import Sampling, begin, start
-from tests.telemetry.records import DIGEST, Peer, Plan, Record, head
+from tests.telemetry.records import DIGEST, Plan, Record, head
 
 BATCH = 32
 RUNS = 9
@@ -80,22 +81,22 @@ def reference() -> None:
         _Eight(1, 2, 3, 4, 5, 6, 7, 8)
 
 
-def records(**changed: object) -> list[Record]:
+def records(**changed: Any) -> list[Record]:
     """A batch in which paths differ, as they do."""
     return [
         Record(
             number=0x10000 + n, plan=Plan(path=f"/orders/{n}"), head=head(b"/orders/%d" % n), client_span_id=b"%016x" % (n + 99), **changed
-        )  # type: ignore[arg-type]
+        )
         for n in range(BATCH)
     ]
 
 
-def on_path(consumers: list[object]) -> float:
+def on_path(consumers: list[Consumer]) -> float:
     """Microseconds for `finished` alone, as the pipeline sees it: the loop's turns behind it are measured by the others."""
     registry = Registry()
 
     async def run() -> float:
-        observer = Observer(consumers, registry)  # type: ignore[arg-type]
+        observer = Observer(consumers, registry)
         finished = observer.finished
         record = Record()
         best = float("inf")

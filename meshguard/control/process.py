@@ -10,6 +10,7 @@ from contextlib import aclosing
 
 from meshguard.control.admin import AdminServer, EndpointStatus, ListenerStatus, Providers, Status
 from meshguard.control.inputs import Inputs, load_inputs
+from meshguard.control.memory import release_start_pages
 from meshguard.control.runtime import Runtime
 from meshguard.control.settings.configuration import Configuration
 from meshguard.control.settings.load import LoadedConfiguration
@@ -74,6 +75,7 @@ class _Process:
                     work.append(background.create_task(self._follow_identity(updates)))
                 if tokens.verifier is not None:
                     work.append(background.create_task(tokens.refresh()))
+                release_start_pages()
                 log.info("serving", extra={"data": self._summary(configuration)})
                 if ready is not None:
                     ready(runtime)

@@ -70,6 +70,10 @@ class CompiledPolicy:
             self._bindings[key] = binding
         return binding
 
+    def forget(self) -> None:
+        """Drop the bindings: they and the policy hold each other, and would keep a replaced policy in memory."""
+        self._bindings.clear()
+
     def _bind(self, principal: Principal | None) -> Binding:
         subjects = {ANYONE}
         if principal is not None:

@@ -8,7 +8,8 @@ Schema `meshguard.decision/1` (keys marked ? are left out when there is nothing 
                             response_bytes, query_bytes?
     why                     verdict (allow, deny, refuse, error), rule?, reason?, detail?, near_miss? {rule, condition, detail?},
                             shadow? [{rule, effect}], policy_digest?, policy_revision?
-    outcome                 status (0: none was sent), upstream?, attempts, duration_us, upstream_us? (until its response head), aborted?
+    outcome                 status (0: none was sent), upstream?, attempts (how often one was tried), duration_us,
+                            upstream_us? (until its response head), aborted?
     fields?                 [{operation, field, keyset?, version?, count}]: what was done to protected fields, never their values
     trace_id?, span_id?, sampled?
 and, where records were lost, a line {schema, gap: N, since, time} in their place.
@@ -174,13 +175,14 @@ class DecisionLog:
         else:
             why = _why(verdict, refusal, record.detail, revision)
 
+        upstream = record.upstream
         outcome: dict[str, object] = {
             "status": record.status,
-            "attempts": record.attempts + 1 if record.forwarded else 0,
+            "attempts": record.attempts + 1 if upstream else record.attempts,  # the record counts those after the first
             "duration_us": int((ended - started) * 1e6) if ended else 0,
         }
-        if record.upstream:
-            outcome["upstream"] = record.upstream
+        if upstream:
+            outcome["upstream"] = upstream
             if record.answered:
                 outcome["upstream_us"] = int((record.answered - record.forwarded) * 1e6)
         if record.aborted:

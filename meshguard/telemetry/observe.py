@@ -41,7 +41,10 @@ class Consumer(Protocol):
     """Someone who works off finished requests."""
 
     def consume(self, records: Sequence[RequestRecord], clock_offset: float) -> None:
-        """Take a batch. `clock_offset` added to a monotonic time of a record gives seconds since the epoch."""
+        """Take a batch. `clock_offset` added to a monotonic time of a record gives seconds since the epoch.
+
+        What is raised is counted and logged; the batch does not come again, so one bad record should not cost the others theirs.
+        """
 
     def flush(self) -> None:
         """Hand on what is held back: called within FLUSH_S of the last `consume`."""

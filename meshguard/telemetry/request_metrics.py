@@ -88,69 +88,75 @@ class RequestMetrics:
         return self._active.labels(listener)
 
     def consume(self, records: Sequence[RequestRecord], clock_offset: float) -> None:
-        """Count these requests."""
+        """Count these requests. A record that cannot be read harms no other; its error is raised at the end."""
         rows = self._rows
         find = rows.get
         none = type(None)
+        broken: Exception | None = None
         bisect = bisect_left
         for record in records:
-            peer = record.peer
-            plan = record.plan
-            verdict = record.verdict
-            if plan is None:
-                head = record.head
-                method = head.method.decode("latin-1") if head is not None else ""
-                route = template = cluster = ""
-            else:
-                method = plan.method
-                route = plan.route
-                template = plan.template
-                cluster = plan.cluster
-            key: _Key = (
-                peer.listener,
-                peer.protocol,
-                peer.tls_version,
-                method,
-                route,
-                template,
-                cluster,
-                record.status,
-                none if verdict is None else verdict.__class__,
-                record.refusal,
-                record.aborted,
-            )
-            row = find(key)
-            if row is None:
-                row = self._new_row(key)
-            values = row.values
-            ended = record.ended
-            elapsed = ended - record.started
-            values[_COUNT] += 1
-            values[_SERVER_SUM] += elapsed
-            values[_SERVER + bisect(DURATION_BOUNDS_S, elapsed)] += 1
-            size = record.request_bytes
-            if size:
-                values[_REQUEST_SUM] += size
-                values[_REQUEST + bisect(SIZE_BOUNDS_BYTES, size)] += 1
-            else:  # most requests have no body
-                values[_REQUEST] += 1
-            size = record.response_bytes
-            values[_RESPONSE_SUM] += size
-            values[_RESPONSE + bisect(SIZE_BOUNDS_BYTES, size)] += 1
-            forwarded = record.forwarded
-            if forwarded:
-                client = row.clients.get(record.upstream)
-                if client is None:
-                    client = self._new_client(row, record.upstream)
-                elapsed = ended - forwarded
-                client[0] += elapsed
-                client[1 + bisect(DURATION_BOUNDS_S, elapsed)] += 1
-            if verdict is not None and verdict.shadow:
-                for result in verdict.shadow:
-                    self._shadow.labels(result.rule_id, result.effect).value += 1
-            if record.operations:
-                for act in record.operations:
-                    self._operations.labels(act.field, act.operation, act.keyset).value += act.count
+            try:
+                peer = record.peer
+                plan = record.plan
+                verdict = record.verdict
+                if plan is None:
+                    head = record.head
+                    method = head.method.decode("latin-1") if head is not None else ""
+                    route = template = cluster = ""
+                else:
+                    method = plan.method
+                    route = plan.route
+                    template = plan.template
+                    cluster = plan.cluster
+                key: _Key = (
+                    peer.listener,
+                    peer.protocol,
+                    peer.tls_version,
+                    method,
+                    route,
+                    template,
+                    cluster,
+                    record.status,
+                    none if verdict is None else verdict.__class__,
+                    record.refusal,
+                    record.aborted,
+                )
+                row = find(key)
+                if row is None:
+                    row = self._new_row(key)
+                values = row.values
+                ended = record.ended
+                elapsed = ended - record.started
+                values[_COUNT] += 1
+                values[_SERVER_SUM] += elapsed
+                values[_SERVER + bisect(DURATION_BOUNDS_S, elapsed)] += 1
+                size = record.request_bytes
+                if size:
+                    values[_REQUEST_SUM] += size
+                    values[_REQUEST + bisect(SIZE_BOUNDS_BYTES, size)] += 1
+                else:  # most requests have no body
+                    values[_REQUEST] += 1
+                size = record.response_bytes
+                values[_RESPONSE_SUM] += size
+                values[_RESPONSE + bisect(SIZE_BOUNDS_BYTES, size)] += 1
+                forwarded = record.forwarded
+                if forwarded:
+                    client = row.clients.get(record.upstream)
+                    if client is None:
+                        client = self._new_client(row, record.upstream)
+                    elapsed = ended - forwarded
+                    client[0] += elapsed
+                    client[1 + bisect(DURATION_BOUNDS_S, elapsed)] += 1
+                if verdict is not None and verdict.shadow:
+                    for result in verdict.shadow:
+                        self._shadow.labels(result.rule_id, result.effect).value += 1
+                if record.operations:
+                    for act in record.operations:
+                        self._operations.labels(act.field, act.operation, act.keyset).value += act.count
+            except Exception as exc:  # costs nothing while nothing is raised
+                broken = exc
+        if broken is not None:
+            raise broken
 
     def flush(self) -> None:
         """Nothing is held back here."""

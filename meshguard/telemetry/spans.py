@@ -91,19 +91,25 @@ class SpanRecorder:
         self._peer_port = NumberAttribute("network.peer.port")
 
     def consume(self, records: Sequence[RequestRecord], clock_offset: float) -> None:
-        """Encode the spans of those records that are recorded."""
+        """Encode the spans of what is recorded. A record that cannot be encoded harms no other; its error is raised at the end."""
         ids = self._ids
         recorded = ids.recorded
         spans = self._spans
+        broken: Exception | None = None
         for record in records:
-            if recorded(record):
-                server_id = ids.server_span_id(record)
-                trace_id = ids.trace_id(record)
-                head = record.head
-                query = _query(head.target) if head is not None else ""
-                spans.append(self._server(record, trace_id, server_id, query, clock_offset))
-                if record.forwarded and record.client_span_id:
-                    spans.append(self._client(record, trace_id, server_id, query, clock_offset))
+            try:
+                if recorded(record):
+                    server_id = ids.server_span_id(record)
+                    trace_id = ids.trace_id(record)
+                    head = record.head
+                    query = _query(head.target) if head is not None else ""
+                    spans.append(self._server(record, trace_id, server_id, query, clock_offset))
+                    if record.forwarded and record.client_span_id:
+                        spans.append(self._client(record, trace_id, server_id, query, clock_offset))
+            except Exception as exc:
+                broken = exc
+        if broken is not None:
+            raise broken
 
     def flush(self) -> None:
         """Hand the spans to the sink."""

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import uvloop
 
 from meshguard.control import admin
 from meshguard.control.admin import AdminServer, EndpointStatus, ListenerStatus, Providers, Status
@@ -86,7 +87,8 @@ async def ask(port: int, path: str, method: str = "GET", **fields: str) -> tuple
     return int(status_line.split(" ")[1]), headers, body
 
 
-def test_probes_and_facts() -> None:
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_probes_and_facts(run: Callable[..., None]) -> None:
     async def scenario() -> None:
         world = World()
         async with serving(world) as port:
@@ -120,7 +122,7 @@ def test_probes_and_facts() -> None:
             status, _, body = await ask(port, "/version")
             assert (status, set(json.loads(body))) == (200, {"meshguard", "python", "implementation"})
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 @pytest.mark.parametrize(

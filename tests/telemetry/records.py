@@ -147,7 +147,7 @@ class Record:
         request_bytes: int = 0,
         response_bytes: int = 480,
         upstream: str = "127.0.0.1:8080",
-        attempts: int = 1,
+        attempts: int = 0,
         aborted: str = "",
         trace_id: bytes = b"4bf92f3577b34da6a3ce929d0e0e4736",
         parent_id: bytes = b"00f067aa0ba902b7",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshguard.model.reasons import INTERNAL_ERROR, MALFORMED_REQUEST, NO_RULE, UPSTREAM_TIMEOUT
@@ -38,7 +38,7 @@ def test_requests_are_counted_by_route_status_and_verdict() -> None:
         [
             Record(),
             Record(ended=1000.3, response_bytes=5000),
-            Record(verdict=denial, refusal=NO_RULE, status=403, forwarded=0.0, answered=0.0, upstream="", attempts=0),
+            Record(verdict=denial, refusal=NO_RULE, status=403, forwarded=0.0, answered=0.0, upstream=""),
             Record(verdict=None, refusal=MALFORMED_REQUEST, status=400, plan=None, head=None, forwarded=0.0, answered=0.0, upstream=""),
             Record(refusal=UPSTREAM_TIMEOUT, status=504, answered=0.0, ended=1015.0),
             Record(refusal=INTERNAL_ERROR, status=500, answered=0.0, forwarded=0.0, upstream=""),
@@ -198,6 +198,7 @@ def test_the_format_is_negotiated(accept: str, expected: str) -> None:
     assert content_type(accept) == expected
 
 
+@settings(deadline=None)  # a shared machine is slow at times
 @given(st.lists(st.text(), max_size=5), st.text(), st.sampled_from([TEXT, OPENMETRICS]))
 def test_every_label_value_survives_the_exposition(values: list[str], help: str, media_type: str) -> None:
     registry = Registry()
@@ -226,3 +227,13 @@ def test_a_large_exposition_comes_in_pieces() -> None:
 
 def test_an_empty_histogram_value_counts_nothing() -> None:
     assert HistogramValue((1.0,), [0, 0], 0.0).count == 0
+
+
+def test_a_record_that_cannot_be_read_harms_no_other() -> None:
+    registry = Registry()
+    metrics = RequestMetrics(registry)
+    broken = Record()
+    del broken.status
+    with pytest.raises(AttributeError):
+        metrics.consume([Record(), broken, Record()], 0.0)
+    assert total(exposed(registry), "meshguard_requests_total") == 2

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import ipaddress
+import os
 import socket
 import ssl
 import threading
@@ -19,7 +21,7 @@ from cryptography.x509.oid import NameOID
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from meshguard.telemetry import otlp
-from meshguard.telemetry.metrics import LabelValue, Registry
+from meshguard.telemetry.metrics import Family, Kind, LabelValue, Registry
 from meshguard.telemetry.observe import Observer
 from meshguard.telemetry.otlp import OtlpExporter
 from meshguard.telemetry.resource import resource_attributes
@@ -106,6 +108,54 @@ def test_metrics_are_exported_on_time_and_at_the_end() -> None:
         target.close(10)
     metrics = {metric.name: metric for metric in collector.metrics[-1].resource_metrics[0].scope_metrics[0].metrics}
     assert metrics["meshguard.test"].sum.data_points[0].as_int == 77
+
+
+def test_a_new_process_shows_up_before_the_first_interval_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(otlp, "_FIRST_METRICS_S", 0.1)
+    registry = Registry()
+    with Collector() as collector:
+        target = exporter(collector.endpoint, registry, families=registry.families, metrics_interval_s=3600.0)
+        target.start()
+        collector.wait(lambda c: len(c.metrics) == 1)
+        target.close(10)
+    assert len(collector.metrics) == 2
+
+
+def test_metrics_are_read_in_the_thread_of_the_loop() -> None:
+    readers: list[threading.Thread] = []
+
+    def families() -> list[Family]:
+        readers.append(threading.current_thread())
+        asyncio.all_tasks()  # raises without a running loop
+        return [Family("meshguard.test", Kind.COUNTER, "a test", "", (), [((), len(readers))])]
+
+    async def scenario(endpoint: str, collector: Collector) -> None:
+        target = exporter(endpoint, Registry(), families=families, metrics_interval_s=0.05)
+        target.start()
+        await asyncio.to_thread(collector.wait, lambda c: len(c.metrics) >= 3)
+        started = time.monotonic()
+        target.close(10)  # holds the loop: the thread must not wait for it
+        assert time.monotonic() - started < 5
+
+    with Collector() as collector:
+        asyncio.run(scenario(collector.endpoint, collector))
+    assert set(readers) == {threading.current_thread()}
+    values = [request.resource_metrics[0].scope_metrics[0].metrics[0].sum.data_points[0].as_int for request in collector.metrics]
+    assert values == sorted(values)
+    assert values[-1] == len(readers)
+
+
+def test_metrics_are_sent_soon_after_the_collector_came_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(otlp, "_FIRST_METRICS_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    registry = Registry()
+    target = exporter(f"http://127.0.0.1:{port}", registry, families=registry.families, metrics_interval_s=3600.0)
+    target.start()
+    _until(lambda: counted(registry, "failures").get(("metrics", "ConnectionRefusedError"), 0) >= 2)
+    with Collector(port=port) as collector:
+        collector.wait(lambda c: len(c.metrics) == 1)
+        target.close(10)
 
 
 def test_a_collector_that_is_down_costs_nothing_and_is_counted() -> None:
@@ -252,9 +302,47 @@ def test_an_endless_answer_is_not_read_to_its_end() -> None:
     server.close()
 
 
+def test_a_collector_that_drips_is_cut() -> None:
+    def behave(connection: socket.socket) -> None:
+        connection.recv(65536)
+        for _ in range(200):
+            connection.sendall(b"H" if _ == 0 else b"T")
+            time.sleep(0.05)  # the behaviour under test, not a wait
+
+    endpoint, server = _serve(behave)
+    registry = Registry()
+    target = exporter(endpoint, registry, attempts=1, timeout_s=0.4)
+    started = time.monotonic()
+    export(target, 1)
+    _until(lambda: counted(registry, "spans.dropped") == {("failed",): 2})
+    assert time.monotonic() - started < 5
+    target.close(5)
+    server.close()
+
+
+def test_nothing_is_left_open() -> None:
+    def descriptors() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    threads = threading.active_count()
+    with Collector() as collector:
+        before = descriptors()
+        for _ in range(10):
+            target = exporter(collector.endpoint, Registry())
+            export(target, 1)
+            target.close(10)
+        _until(lambda: descriptors() <= before + 1)  # the collector notices the end of a connection a moment later
+    _ended("otlp")
+    _until(lambda: threading.active_count() <= threads)
+
+
 def test_a_collector_that_says_nothing_holds_up_nobody() -> None:
     release = threading.Event()
-    endpoint, server = _serve(lambda connection: release.wait(10) and None)
+
+    def behave(connection: socket.socket) -> None:
+        release.wait(10)
+
+    endpoint, server = _serve(behave)
     registry = Registry()
     target = exporter(endpoint, registry, timeout_s=60.0)
     export(target, 1)
