@@ -163,6 +163,9 @@ class Exchange(Call):
             return
         self._connection = connection
         self.upstream = connection.endpoint.key
+        if connection.closed:  # it ended between the cluster's choice and now; nothing was sent
+            self.upstream_failed(UPSTREAM_RESET, "closed at once")
+            return
         self.forwarded = self._touched = monotonic()
         head = self.head
         if head is None:
