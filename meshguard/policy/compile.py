@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
-from pydantic import BaseModel
-
 from meshguard.model.errors import DocumentError, Problem
 from meshguard.policy.compiled import CompiledPolicy
 from meshguard.policy.conditions import ClaimCondition, Condition, HeaderCondition, TimeCondition
@@ -232,8 +230,6 @@ def _length(cell: list[Rule] | Crowd) -> int:
 
 def _words(value: object) -> set[str]:
     """Every string in a field rule: which of them are roles is for `fields` to know."""
-    if isinstance(value, BaseModel):
-        value = value.model_dump(mode="json")
     if isinstance(value, dict):
         return {str(key) for key in value}.union(*map(_words, value.values()))
     if isinstance(value, list | tuple):
