@@ -210,7 +210,7 @@ class _Compiler:
         for rule in rules:
             file, path = self._where[rule.order]
             if rule.allow and not rule.shadow and denies is not None:
-                by = unreachable(rule, denies)
+                by = unreachable(rule, self._templates[rule.order], denies)
                 if by is not None:
                     self._warnings.append(Problem(file, path, f"an allow rule that can match: {by.id!r} denies all of it"))
             if not rule.allow and not rule.shadow:
