@@ -203,7 +203,7 @@ class Runtime:
         self.inputs, self._identity, self._trust, self.snapshot = inputs, identity, trust, snapshot
         state = self.state
         state.revision, state.policy_digest, state.since = revision, inputs.policy.digest, time.time()
-        state.warnings = [str(problem) for problem in inputs.policy.warnings]
+        state.warnings = [str(problem) for problem in inputs.warnings]
         if material is not None:
             state.identity, state.identity_not_after = material.spiffe_id, material.not_after
         for cluster in retired:
