@@ -135,7 +135,7 @@ class Http1Connection:
         engine.receive(data)
         if not self._pumping:
             self._pump()
-            if engine.buffered > HIGH_WATER and not self.request_held:
+            if self.stream is not None and engine.buffered > HIGH_WATER and not self.request_held:
                 self.hold_request()
 
     def ended(self) -> None:
@@ -165,6 +165,8 @@ class Http1Connection:
         """Takes events from the engine until it has none, or the exchange has to move first."""
         self._pumping = True
         engine = self._engine
+        heads = 0
+        moved = False  # body events went to the exchange
         try:
             while not self._lingering:
                 if self.request_held:
@@ -176,11 +178,17 @@ class Http1Connection:
                     break
                 if type(event) is RequestHead:
                     self._begin(event)
+                    heads += 1
+                    if heads >= self._limits.requests_per_turn and self.stream is None and engine.buffered:
+                        asyncio.get_running_loop().call_soon(self._resume_pump)
+                        break
                     if event.length == NO_BODY and self.stream is not None:
                         break
+                    moved = True
                 elif self._draining:
                     self._drain(event)
                 elif self.stream is not None:
+                    moved = True
                     if type(event) is bytes:
                         self.stream.request_data(event)
                     elif type(event) is EndOfMessage:
@@ -192,8 +200,12 @@ class Http1Connection:
             self._unforeseen(exc)
         finally:
             self._pumping = False
-        if self.stream is not None:
+        if moved and self.stream is not None:
             self.stream.flush_request()
+
+    def _resume_pump(self) -> None:
+        if not self._pumping and not self.channel.closed:
+            self._pump()
 
     def _begin(self, head: RequestHead) -> None:
         self._head = head
@@ -242,7 +254,7 @@ class Http1Connection:
             self._turn += 1
             if self._turn >= self._limits.requests_per_turn:
                 self._turn = 0
-                asyncio.get_running_loop().call_soon(self._pump)
+                asyncio.get_running_loop().call_soon(self._resume_pump)
             else:
                 self._pump()
 
