@@ -30,9 +30,10 @@ from meshguard.model.errors import DocumentError, IdentityError, MeshguardError,
 from meshguard.model.principal import Principal
 from meshguard.net.http1_server import Http1Connection
 from meshguard.net.listener import Listener, TlsGate
-from meshguard.net.tls import ServerMode, build_server_context
+from meshguard.net.tls import ServerMode, build_server_context, worn_out
 from meshguard.pipeline.inspection import InspectionBudget
 from meshguard.pipeline.journey import Journey
+from meshguard.pipeline.peer import Peer
 from meshguard.pipeline.snapshot import Snapshot
 from meshguard.pipeline.tokens import TokenVerifier
 from meshguard.wire.trace_context import Sampling
@@ -202,7 +203,7 @@ class Runtime:
         self.inputs, self._identity, self._trust, self.snapshot = inputs, identity, trust, snapshot
         state = self.state
         state.revision, state.policy_digest, state.since = revision, inputs.policy.digest, time.time()
-        state.warnings = [str(problem) for problem in inputs.policy.warnings]
+        state.warnings = [str(problem) for problem in inputs.warnings]
         if material is not None:
             state.identity, state.identity_not_after = material.spiffe_id, material.not_after
         for cluster in retired:
@@ -230,11 +231,12 @@ class Runtime:
             journey = self.journeys.get(name)
             if journey is None:
                 journey = self.journeys[name] = self._new_journey(name, snapshot)
-                self.listeners[name] = self._new_listener(name, config, journey, TlsGate(contexts[name]))
-            listener = self.listeners[name]
-            listener.gate.plaintext_until = snapshot.listeners[name].plaintext_until if config.tls == "permissive" else 0.0
-            listener.gate.context = contexts[name]
-            listener.limit = _connection_limit(config)
+                self.listeners[name] = self._new_listener(name, config, journey, TlsGate(contexts[name], _connection_limit(config)))
+            gate = self.listeners[name].gate
+            gate.plaintext_until = snapshot.listeners[name].plaintext_until
+            gate.context = contexts[name]
+            gate.limit = _connection_limit(config)
+            gate.buffer_bytes = config.limits.buffer_bytes
             journey.snapshot = snapshot
         for name in [name for name in self.listeners if name not in configuration.listeners]:
             self.journeys.pop(name).draining = True
@@ -259,7 +261,12 @@ class Runtime:
             view = journey.snapshot.listeners[name]
             return Http1Connection(journey, view.new_engine(view.wire_limits, view.field_rules), view.limits)
 
-        return Listener(name, (config.address.host, config.address.port), gate, new_door, journey.connections, _connection_limit(config))
+        def on_load(share: float) -> None:
+            view = journey.snapshot.listeners[name]
+            journey.crowded = share >= view.close_share
+            journey.shedding = share >= view.shed_share
+
+        return Listener(name, (config.address.host, config.address.port), gate, new_door, journey.connections, on_load)
 
     async def _open_new_listeners(self) -> None:
         for listener in self.listeners.values():
@@ -291,7 +298,7 @@ class Runtime:
                     if peer.refusal is not None and before is None:
                         door.cut(peer.refusal.code)
                         continue
-                if now >= peer.expires:
+                if now >= peer.expires or not _still_trusted(peer, snapshot, now):
                     door.cut("identity_expired")
 
     async def watch_expiry(self) -> None:
@@ -299,9 +306,16 @@ class Runtime:
         while True:
             await asyncio.sleep(_EXPIRY_LOOK_S)
             self.judge_connections()
+            self._renew_contexts()
             now = time.monotonic()
             for cluster in (*self.upstreams.clusters.values(), *self._retired):
                 cluster.sweep(now)
+
+    def _renew_contexts(self) -> None:
+        """OpenSSL keeps TLS 1.2 sessions in the context and Python cannot tell it not to: a context that has gathered many is replaced."""
+        for name, listener in self.listeners.items():
+            if listener.gate.context is not None and worn_out(listener.gate.context):
+                listener.gate.context = _server_context(self.inputs.configuration.listeners[name], self._identity, self._trust)
 
     # -- the end --------------------------------------------------------------------------------------------------------
 
@@ -311,13 +325,32 @@ class Runtime:
         self.state.ready = False
         for listener in self.listeners.values():
             listener.finish()
-        deadline = time.monotonic() + grace_s
-        while any(journey.connections for journey in self.journeys.values()) and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
+        quiet = asyncio.Event()
+
+        def look() -> None:
+            if not any(journey.connections for journey in self.journeys.values()):
+                quiet.set()
+
+        for journey in self.journeys.values():
+            journey.on_quiet = look
+        look()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                await quiet.wait()
         for listener in self.listeners.values():
             listener.abandon("shutdown")
         for cluster in list(self.upstreams.clusters.values()):
             await cluster.close()
+
+
+def _still_trusted(peer: Peer, snapshot: Snapshot, now: float) -> bool:
+    """Also what can end without any change: a revocation list that is too old to say that a certificate is good."""
+    if peer.principal is None or snapshot.trust is None or not peer.chain:
+        return True
+    try:
+        return (snapshot.trust.recall(peer.chain[0], now) or snapshot.trust.verify(peer.chain, now)) is not None
+    except IdentityError:
+        return False
 
 
 def _address(config: ListenerConfig | None) -> str | None:

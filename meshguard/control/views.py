@@ -54,6 +54,8 @@ def listener_view(name: str, config: ListenerConfig) -> ListenerView:
         field_rules=FieldRules(tuple(name.encode("ascii") for name in config.strip_headers), config.underscores),
         new_engine=ENGINES[config.engine],
         requires_identity=config.tls == "mutual",
+        close_share=limits.overload_close_percent / 100,
+        shed_share=limits.overload_shed_percent / 100,
         plaintext_until=config.permissive_until.timestamp() if config.permissive_until is not None else 0.0,
         trusts=principal_matcher(config.trusted_proxies) if config.trusted_proxies else None,
     )

@@ -38,19 +38,20 @@ class Application(Protocol):
 class Channel(asyncio.Protocol):
     """Common part. `write` is an instance attribute so that the plain case is the transport's own method."""
 
-    __slots__ = ("_application", "closed", "peer", "transport", "write")
+    __slots__ = ("_application", "_buffer_bytes", "closed", "peer", "transport", "write")
 
     write: Callable[[bytes], Any]
 
-    def __init__(self, application: Application) -> None:
+    def __init__(self, application: Application, buffer_bytes: int = HIGH_WATER) -> None:
         self._application = application
+        self._buffer_bytes = buffer_bytes
         self.closed = False
         self.transport: asyncio.Transport = None  # type: ignore[assignment]  # set by connection_made before any use
         self.peer: tuple[str, int] = ("", 0)
 
     def _attach(self, transport: asyncio.BaseTransport) -> None:
         self.transport = stream = cast("asyncio.Transport", transport)
-        stream.set_write_buffer_limits(high=HIGH_WATER, low=HIGH_WATER // 4)
+        stream.set_write_buffer_limits(high=self._buffer_bytes, low=self._buffer_bytes // 4)
         address = transport.get_extra_info("peername")
         if isinstance(address, tuple) and len(address) >= 2:
             self.peer = (str(address[0]), int(address[1]))
@@ -148,9 +149,15 @@ class TlsChannel(Channel):
     )
 
     def __init__(
-        self, application: Application, context: SSLContext, server_name: str | None = None, *, plaintext_answer: bytes = b""
+        self,
+        application: Application,
+        context: SSLContext,
+        server_name: str | None = None,
+        *,
+        plaintext_answer: bytes = b"",
+        buffer_bytes: int = HIGH_WATER,
     ) -> None:
-        super().__init__(application)
+        super().__init__(application, buffer_bytes)
         self._plaintext_answer = plaintext_answer
         self._held = False
         self._context = context

@@ -89,6 +89,7 @@ class _StreamPeer(Channel):
     __slots__ = ("_object",)
 
     def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self.closed = True  # never used for more than its peer
         self._object: ssl.SSLObject | None = writer.get_extra_info("ssl_object")
 
     @property

@@ -199,7 +199,7 @@ class Http1Connection:
         self._head = head
         self._head_since = 0.0
         self._chunked = False
-        if not head.keep_alive or self.draining:
+        if not head.keep_alive or self.draining or self._handler.crowded:
             self._close_after = True
         self._handler.begin(self, self.peer, head)
 

@@ -35,14 +35,17 @@ class Door(Application, Protocol):
 
 
 class TlsGate:
-    """The TLS side of a listener. `context` is None for plaintext; it is replaced whole on rotation, so that new handshakes use
-    the new one. `plaintext_until` (epoch seconds) permits plaintext beside TLS until then."""
+    """What a listener lets in. `context` is None for plaintext; it is replaced whole on rotation, so that new handshakes use the new
+    one. `plaintext_until` (epoch seconds) ends plaintext where it is only permitted for a time: beside TLS, or alone (0: no end).
+    `limit` bounds the connections; `buffer_bytes` is the high-water mark of what waits to be written to one."""
 
-    __slots__ = ("context", "plaintext_until")
+    __slots__ = ("buffer_bytes", "context", "limit", "plaintext_until")
 
-    def __init__(self, context: ssl.SSLContext | None, plaintext_until: float = 0.0) -> None:
+    def __init__(self, context: ssl.SSLContext | None, limit: int, plaintext_until: float = 0.0, buffer_bytes: int = 65536) -> None:
         self.context = context
+        self.limit = limit
         self.plaintext_until = plaintext_until
+        self.buffer_bytes = buffer_bytes
 
 
 D = TypeVar("D", bound=Door)
@@ -52,15 +55,21 @@ class Listener(Generic[D]):
     """One address. `doors` is the set of its live connections, which the door factory's applications leave by themselves."""
 
     def __init__(
-        self, name: str, address: tuple[str, int], gate: TlsGate, new_door: Callable[[], D], doors: set[D], limit: int
+        self,
+        name: str,
+        address: tuple[str, int],
+        gate: TlsGate,
+        new_door: Callable[[], D],
+        doors: set[D],
+        on_load: Callable[[float], None],
     ) -> None:
         self.name = name
         self.address = address
         self.gate = gate
-        self.limit = limit
         self.refused = 0
         self.accepted = 0
         self._new_door = new_door
+        self._on_load = on_load  # told the share of the limit that is in use
         self._doors = doors
         self._server: asyncio.Server | None = None
         self._sweep: asyncio.TimerHandle | None = None
@@ -92,23 +101,26 @@ class Listener(Generic[D]):
         return len(self._doors)
 
     def _accept(self) -> asyncio.Protocol:
-        if len(self._doors) >= self.limit:
+        gate = self.gate
+        ended = gate.context is None and gate.plaintext_until and time() >= gate.plaintext_until
+        if ended or len(self._doors) >= gate.limit:
             self.refused += 1
             return _Refused()
         self.accepted += 1
         door = self._new_door()
         self._doors.add(door)
-        gate = self.gate
+        self._on_load(len(self._doors) / gate.limit)
         if gate.context is None:
-            return PlainChannel(door)
+            return PlainChannel(door, gate.buffer_bytes)
         if gate.plaintext_until > time():
-            return _Sniffer(door, gate.context)
-        return TlsChannel(door, gate.context, plaintext_answer=_PLAINTEXT_ANSWER)
+            return _Sniffer(door, gate)
+        return TlsChannel(door, gate.context, plaintext_answer=_PLAINTEXT_ANSWER, buffer_bytes=gate.buffer_bytes)
 
     def _look(self) -> None:
         now = monotonic()
         for door in list(self._doors):
             door.expire(now)
+        self._on_load(len(self._doors) / self.gate.limit)
         self._sweep = asyncio.get_running_loop().call_later(SWEEP_S, self._look)
 
     def stop_accepting(self) -> None:
@@ -155,9 +167,9 @@ class _Refused(asyncio.Protocol):
 class _Sniffer(asyncio.Protocol):
     """The first octet decides between TLS and plaintext (`tls: permissive`)."""
 
-    def __init__(self, door: Door, context: ssl.SSLContext) -> None:
+    def __init__(self, door: Door, gate: TlsGate) -> None:
         self._door = door
-        self._context = context
+        self._gate = gate
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
@@ -165,7 +177,10 @@ class _Sniffer(asyncio.Protocol):
         self._door.channel = _Unborn(transport)  # type: ignore[attr-defined]  # the slot that `connected` fills later
 
     def data_received(self, data: bytes) -> None:
-        channel: Channel = TlsChannel(self._door, self._context) if data[0] == _TLS_HANDSHAKE else PlainChannel(self._door)
+        gate = self._gate
+        channel: Channel = PlainChannel(self._door, gate.buffer_bytes)
+        if data[0] == _TLS_HANDSHAKE and gate.context is not None:
+            channel = TlsChannel(self._door, gate.context, buffer_bytes=gate.buffer_bytes)
         self._transport.set_protocol(channel)
         channel.connection_made(self._transport)
         channel.data_received(data)

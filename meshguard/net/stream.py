@@ -70,6 +70,9 @@ class Stream(Protocol):
 class Handler(Protocol):
     """Where a door takes what it reads: the journey. `peer` is the handler's own value for the connection."""
 
+    crowded: bool
+    """Too many connections: none is kept alive."""
+
     def welcome(self, door: Any, channel: Channel) -> Any:
         """A connection is established (handshake done): the peer."""
 

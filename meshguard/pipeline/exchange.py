@@ -11,12 +11,11 @@ connection calls `response_head`, `response_data`, `response_end`, `upstream_fai
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, cast
 
 from meshguard.model.errors import RequestError
-from meshguard.model.messages import CHUNKED, NO_BODY, RequestHead, ResponseHead
+from meshguard.model.messages import CHUNKED, NO_BODY, ResponseHead
 from meshguard.model.reasons import (
     BODY_TOO_LARGE,
     INTERNAL_ERROR,
@@ -25,120 +24,30 @@ from meshguard.model.reasons import (
     UPSTREAM_TIMEOUT,
     Reason,
 )
-from meshguard.model.record import FieldOperation
-from meshguard.model.verdicts import Denial, Permit
-from meshguard.net.cluster.calls import Call
-from meshguard.net.cluster.endpoint import Connection, Endpoint
+from meshguard.model.verdicts import Permit
+from meshguard.net.cluster.endpoint import Connection
 from meshguard.pipeline.inspection import Inspection
 from meshguard.pipeline.refusal import problem_response
+from meshguard.pipeline.state import ExchangeState
 
 if TYPE_CHECKING:
     from meshguard.net.cluster.cluster import Cluster
     from meshguard.net.http1_client import UpstreamConnection
     from meshguard.net.stream import Downstream
     from meshguard.pipeline.journey import Journey
-    from meshguard.pipeline.peer import Peer
-    from meshguard.pipeline.plan import Plan
 
 __all__ = ["Exchange"]
 
 log = logging.getLogger(__name__)
 
 # RFC 9110 section 9.2.1 and idempotence in section 9.2.2: only these are sent again when a kept-alive connection dies under them.
-_NOTHING: frozenset[Endpoint] = frozenset()
 _SAFE = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 
 
-class Exchange(Call):
-    """See the module. Attributes up to `subject` are the record's."""
+class Exchange(ExchangeState):
+    """See the module."""
 
-    __slots__ = (
-        "_cluster",
-        "_connection",
-        "_door",
-        "_head_out",
-        "_inspection",
-        "_interims",
-        "_journey",
-        "_request_complete",
-        "_response_complete",
-        "_response_length",
-        "_response_sent",
-        "_touched",
-        "aborted",
-        "answered",
-        "block",
-        "client_span_id",
-        "detail",
-        "ended",
-        "forwarded",
-        "head",
-        "number",
-        "operations",
-        "parent_id",
-        "peer",
-        "plan",
-        "refusal",
-        "request_bytes",
-        "request_length",
-        "response_bytes",
-        "sampled",
-        "span_id",
-        "started",
-        "status",
-        "subject",
-        "trace_id",
-        "trace_lines",
-        "upstream",
-        "verdict",
-    )
-
-    def __init__(self, journey: Journey, door: Downstream, peer: Peer, head: RequestHead | None, number: int) -> None:
-        self.excluded = _NOTHING  # the three of Call, set here: a call of super().__init__ costs 60 ns
-        self.attempts = 0
-        self.ticket = None
-        self._journey = journey
-        self._door: Downstream | None = door
-        self._connection: UpstreamConnection | None = None
-        self._cluster: Cluster | None = None
-        self._inspection: Inspection | None = None
-        self._head_out = b""
-        self._request_complete = head is None or head.length == NO_BODY
-        self._response_complete = False
-        self._response_sent = False
-        self._response_length = 0
-        self._interims = 0
-        self._touched = 0.0
-        self.peer = peer
-        self.head = head
-        self.number = number
-        self.plan: Plan | None = None
-        self.verdict: Permit | Denial | None = None
-        self.refusal: Reason | None = None
-        self.detail = ""
-        self.status = 0
-        self.started = monotonic()
-        self.forwarded = 0.0
-        self.answered = 0.0
-        self.ended = 0.0
-        self.request_bytes = 0
-        self.response_bytes = 0
-        self.upstream = ""
-        self.aborted = ""
-        self.trace_id = b""
-        self.trace_lines = b""
-        self.block: bytes | None = None  # the field block to send where it is not the head's own
-        self.request_length = NO_BODY if head is None else head.length  # of the body as it goes to the upstream
-        self.parent_id = b""
-        self.span_id = b""  # derived off the path (telemetry.span_ids)
-        self.client_span_id = b""
-        self.sampled = False
-        self.operations: Sequence[FieldOperation] = ()
-        self.subject = ""
-
-    @property
-    def decision_id(self) -> str:
-        return f"{self._journey.boot_id}-{self.number:x}"
+    __slots__ = ()
 
     # -- forwarding -----------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from meshguard.model.reasons import (
     IDENTITY_REQUIRED,
     IDENTITY_REVOKED,
     INTERNAL_ERROR,
+    OVERLOADED,
     UPGRADE_NOT_SUPPORTED,
 )
 from meshguard.model.verdicts import Denial, Permit
@@ -54,11 +55,14 @@ class Journey:
         "boot_id",
         "budget",
         "connections",
+        "crowded",
         "draining",
         "listener",
         "next_number",
         "observer",
         "on_handshake_failure",
+        "on_quiet",
+        "shedding",
         "snapshot",
     )
 
@@ -83,6 +87,9 @@ class Journey:
         self.budget = budget
         self.on_handshake_failure = on_handshake_failure
         self.draining = False
+        self.crowded = False  # no connection is kept alive
+        self.shedding = False  # new requests are refused
+        self.on_quiet: Callable[[], None] | None = None  # called when the last connection has ended
 
     # -- doors (net.stream.Handler) -------------------------------------------------------------------------------------
 
@@ -149,6 +156,8 @@ class Journey:
 
     def farewell(self, door: Http1Connection, peer: Peer | None, reason: str) -> None:
         self.connections.discard(door)
+        if not self.connections and self.on_quiet is not None:
+            self.on_quiet()
         if peer is None:
             self.on_handshake_failure(self.listener, reason)
 
@@ -182,6 +191,8 @@ def identify(journey: Journey, exchange: Exchange) -> object:
         raise RequestError(IDENTITY_EXPIRED)
     if journey.draining:
         raise RequestError(DRAINING)
+    if journey.shedding:
+        raise RequestError(OVERLOADED)
     return None
 
 

@@ -40,6 +40,8 @@ class ListenerView:
     new_engine: Callable[[WireLimits, FieldRules], RequestEngine]
     requires_identity: bool
     plaintext_until: float = 0.0
+    close_share: float = 0.92  # of the connection limit: from here no connection is kept alive
+    shed_share: float = 0.95  # from here requests are refused
     trusts: Callable[[str], bool] | None = None
     tables: dict[str, Table] = field(default_factory=dict)
 

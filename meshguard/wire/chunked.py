@@ -6,6 +6,8 @@ reader; extensions are bounded and never forwarded (CVE-2023-39326); line ends a
 
 from __future__ import annotations
 
+import re
+
 from meshguard.model.errors import RequestError
 from meshguard.model.reasons import MALFORMED_CHUNK, MALFORMED_TRAILERS
 from meshguard.wire.events import EndOfMessage, WireLimits
@@ -17,18 +19,22 @@ __all__ = ["LAST_CHUNK", "ChunkDecoder", "encode_chunk", "encode_last_chunk"]
 _SIZE, _DATA, _CRLF, _TRAILERS = range(4)
 LAST_CHUNK = b"0\r\n\r\n"
 _TRAILER_BYTES = 8192
+_SIZE_OCTETS = 16
+"""A chunk line with more octets than this is in its extension: 15 digits and the semicolon."""
+_REST_OF_EXTENSION = re.compile(rb"[\t \x21-\x7e\x80-\xff]*+\r?+\Z").match
 
 
 class ChunkDecoder:
     """Feed it the buffer; it takes what it can use. Raises RequestError(MALFORMED_CHUNK | MALFORMED_TRAILERS)."""
 
-    __slots__ = ("_extensions", "_left", "_limits", "_state")
+    __slots__ = ("_checked", "_extensions", "_left", "_limits", "_state")
 
     def __init__(self, limits: WireLimits) -> None:
         self._limits = limits
         self._state = _SIZE
         self._left = 0
         self._extensions = 0
+        self._checked = 0  # octets of an unfinished line or trailer section that need no second look
 
     def decode(self, buffer: bytes) -> tuple[bytes, int, EndOfMessage | None]:
         """(body data, octets used, end or None)."""
@@ -55,10 +61,12 @@ class ChunkDecoder:
                 position += 2
                 self._state = _SIZE
             elif state == _SIZE:
-                match = CHUNK_LINE(buffer, position)
+                checked = self._checked
+                match = None if checked and buffer.find(b"\n", checked) < 0 else CHUNK_LINE(buffer, position)
                 if match is None:
                     self._check_partial_line(buffer, position)
                     break
+                self._checked = 0
                 extension = match.end() - match.end(1) - 2
                 if extension:
                     self._extensions += extension
@@ -74,18 +82,28 @@ class ChunkDecoder:
 
     def _check_partial_line(self, buffer: bytes, position: int) -> None:
         """An incomplete chunk line may wait for more; one that can never match is refused at once."""
-        line = buffer[position : position + self._limits.chunk_line_bytes + 20]
-        if b"\n" in line or len(line) > self._limits.chunk_line_bytes + 16 or (line and CHUNK_LINE(_completed(line)) is None):
+        longest = self._limits.chunk_line_bytes + 16
+        checked = self._checked
+        if checked > _SIZE_OCTETS:  # inside the extension
+            good = _REST_OF_EXTENSION(buffer, position + checked - 1) is not None
+        else:
+            line = buffer[position : position + longest + 1]
+            good = not line or CHUNK_LINE(_completed(line)) is not None
+        if not good or len(buffer) - position > longest:
             raise RequestError(MALFORMED_CHUNK, "chunk size line")
+        self._checked = len(buffer) - position
 
     def _trailers(self, buffer: bytes, position: int) -> tuple[EndOfMessage | None, int]:
         if buffer.startswith(b"\r\n", position):
             return EndOfMessage(), position + 2
-        end = buffer.find(b"\r\n\r\n", position)
+        checked = self._checked
+        end = buffer.find(b"\r\n\r\n", position + max(0, checked - 3))
         if end < 0:
-            rest = buffer[position:]
-            if len(rest) > _TRAILER_BYTES or FORBIDDEN_IN_HEAD(rest) is not None:
+            size = len(buffer) - position
+            # one octet more than a block may have: the first of the empty line
+            if size > _TRAILER_BYTES + 1 or FORBIDDEN_IN_HEAD(buffer, position + max(0, checked - 1)) is not None:
                 raise RequestError(MALFORMED_TRAILERS)
+            self._checked = size
             return None, position
         block = buffer[position : end + 2]
         if len(block) > _TRAILER_BYTES or count_fields(block) > self._limits.fields or FIELD_BLOCK(block) is None:

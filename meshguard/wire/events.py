@@ -27,9 +27,9 @@ END = EndOfMessage()
 
 
 class WireLimits:
-    """Limits of one message head and its framing, in octets and counts (security.md 6)."""
+    """Limits of one message head and its framing, in octets and counts (security.md 6). `surely_small` follows from them."""
 
-    __slots__ = ("chunk_extension_bytes", "chunk_line_bytes", "fields", "head_bytes", "request_line_bytes")
+    __slots__ = ("chunk_extension_bytes", "chunk_line_bytes", "fields", "head_bytes", "request_line_bytes", "surely_small")
 
     def __init__(
         self,
@@ -41,10 +41,13 @@ class WireLimits:
     ) -> None:
         self.head_bytes = head_bytes
         self.fields = fields
-        self.request_line_bytes = request_line_bytes
+        self.request_line_bytes = min(request_line_bytes, head_bytes - 2)  # the line is a part of the head
         # a chunk line is a size and an extension; extensions over a body are bounded too (CVE-2023-39326)
         self.chunk_line_bytes = chunk_line_bytes
         self.chunk_extension_bytes = chunk_extension_bytes
+        # A head of so few octets is below every limit, so that nobody needs to count: the shortest start line and the empty line have 16
+        # octets, a field line has 4 or more.
+        self.surely_small = min(self.request_line_bytes, 16 + 4 * fields)
 
 
 class RequestEngine(Protocol):

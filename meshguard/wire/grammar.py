@@ -78,12 +78,11 @@ def _alternatives(names: Iterable[bytes], *, any_dash: bool) -> bytes:
         node[-1] = {}
 
     def emit(node: dict) -> bytes:  # type: ignore[type-arg]
+        if 0x2A in node:  # a prefix: whatever follows belongs to it, longer names among the others too
+            return rb"[" + _TCHAR + rb"]*+"
         branches = []
         for char in sorted(key for key in node if key >= 0):
-            if char == 0x2A:
-                branches.append(rb"[" + _TCHAR + rb"]*+")
-            else:
-                branches.append(_letter(char, any_dash=any_dash) + emit(node[char]))
+            branches.append(_letter(char, any_dash=any_dash) + emit(node[char]))
         if not branches:
             return b""
         text = b"(?:" + b"|".join(branches) + b")" if len(branches) > 1 or -1 in node else branches[0]

@@ -31,8 +31,6 @@ from meshguard.wire.semantics import (
 
 __all__ = ["RequestParser", "ResponseParser", "check_head_size", "check_request_head", "check_request_line"]
 
-_SURELY_SMALL = 64
-"""A head of so few octets is below every limit that can be configured (16 fields, 64 octets of request line)."""
 _HEAD, _LENGTH, _CHUNKED, _UNTIL_CLOSE, _END, _DONE = range(6)
 
 
@@ -56,17 +54,23 @@ def check_head_size(buffer: bytes, end: int, limits: WireLimits) -> None:
 
 
 def check_request_head(buffer: bytes, scanned: int, limits: WireLimits) -> None:
-    """Raises RequestError where the incomplete head in `buffer`, of which `scanned` octets were checked before, can never be good."""
-    if len(buffer) > limits.head_bytes:
-        raise RequestError(TARGET_TOO_LONG if b"\n" not in buffer[: limits.request_line_bytes + 2] else HEAD_TOO_LARGE)
-    line_end = buffer.find(b"\r\n", 0, limits.request_line_bytes + 2)
+    """Raises RequestError where the incomplete head in `buffer`, of which `scanned` octets were checked before, can never be good.
+
+    INVARIANT: what comes first in the stream decides, so that the reason does not depend on how the stream was cut.
+    """
+    line_limit = limits.request_line_bytes + 2
+    line_end = buffer.find(b"\r\n", 0, line_limit)
+    bad = FORBIDDEN_IN_HEAD(buffer, max(0, scanned - 1))
+    where = len(buffer) if bad is None else bad.start()
     if line_end < 0:
-        if len(buffer) > limits.request_line_bytes + 2:
+        if where >= line_limit and len(buffer) > line_limit:
             raise RequestError(TARGET_TOO_LONG)
     elif line_end >= scanned - 1:
         check_request_line(buffer[:line_end], limits)
-    if FORBIDDEN_IN_HEAD(buffer, max(0, scanned - 1)) is not None:
+    if bad is not None and where < limits.head_bytes:
         raise RequestError(MALFORMED_REQUEST, "control character or bare line end in the head")
+    if len(buffer) > limits.head_bytes:
+        raise RequestError(HEAD_TOO_LARGE)
 
 
 class _Parser:
@@ -190,7 +194,7 @@ class RequestParser(_Parser):
             head = None
         end = match.end()
         limits = self._limits
-        if end > _SURELY_SMALL:
+        if end > limits.surely_small:
             check_head_size(buffer, end, limits)
         if end == len(buffer):
             self._buffer = b""
@@ -214,9 +218,9 @@ class RequestParser(_Parser):
             return self.next() if self._buffer else None
         if buffer == b"\r" and not self._scanned:
             return None
-        if b"\r\n\r\n" in buffer:
-            line_end = buffer.index(b"\r\n")
-            check_request_line(buffer[:line_end], self._limits)
+        end = buffer.find(b"\r\n\r\n")
+        if end >= 0:
+            check_request_head(buffer[: end + 4], 0, self._limits)
             raise RequestError(MALFORMED_REQUEST, "header field")
         check_request_head(buffer, 0, self._limits)
         self._scanned = len(buffer)
@@ -250,12 +254,14 @@ class ResponseParser(_Parser):
         if not buffer:
             return None
         limits = self._limits
+        if self._scanned and buffer.find(b"\r\n\r\n", max(0, self._scanned - 3)) < 0:
+            return self._incomplete(buffer)
         usual = USUAL_RESPONSE(buffer)
         if usual is not None:
             head = usual_response_head(usual, self._method)
             if head is not None:
                 end = head.size
-                if end > limits.head_bytes or buffer.count(b"\n", 0, end) > limits.fields + 2:
+                if end > limits.surely_small and (end > limits.head_bytes or buffer.count(b"\n", 0, end) > limits.fields + 2):
                     raise UpstreamError(UPSTREAM_MALFORMED, "response head too large")
                 self._buffer = buffer[end:]
                 if head.length:
@@ -264,15 +270,9 @@ class ResponseParser(_Parser):
                 else:
                     self._state = _DONE
                 return head
-        waiting = self._scanned and buffer.find(b"\r\n\r\n", max(0, self._scanned - 3)) < 0
-        match = None if waiting else RESPONSE_HEAD(buffer)
+        match = RESPONSE_HEAD(buffer)
         if match is None:
-            if len(buffer) > limits.head_bytes or b"\r\n\r\n" in buffer or FORBIDDEN_IN_HEAD(buffer, max(0, self._scanned - 1)):
-                raise UpstreamError(UPSTREAM_MALFORMED, "response head")
-            if not b"HTTP/1.".startswith(buffer[:7]):
-                raise UpstreamError(UPSTREAM_MALFORMED, "not HTTP/1.x")
-            self._scanned = len(buffer)
-            return None
+            return self._incomplete(buffer)
         end = match.end()
         if end == len(buffer):
             self._buffer = b""
@@ -288,6 +288,14 @@ class ResponseParser(_Parser):
         else:
             self._begin_body(head.length)
         return head
+
+    def _incomplete(self, buffer: bytes) -> None:
+        """No head yet: more to come, or a refusal. Looks at new octets only."""
+        if len(buffer) > self._limits.head_bytes or b"\r\n\r\n" in buffer or FORBIDDEN_IN_HEAD(buffer, max(0, self._scanned - 1)):
+            raise UpstreamError(UPSTREAM_MALFORMED, "response head")
+        if not b"HTTP/1.".startswith(buffer[:7]):
+            raise UpstreamError(UPSTREAM_MALFORMED, "not HTTP/1.x")
+        self._scanned = len(buffer)
 
     def whole_body(self) -> bytes | None:
         """Right after a head: the whole body where it is all here and nothing follows it (most short answers), and the message is over.

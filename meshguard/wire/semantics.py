@@ -20,7 +20,7 @@ from meshguard.model.reasons import (
     UNKNOWN_TRANSFER_CODING,
     UPSTREAM_MALFORMED,
 )
-from meshguard.wire.fields import NEVER_NOMINATED, NOT_IN_TRAILERS, REQUEST_CONSUMED, RESPONSE_CONSUMED, SPOOFABLE, remove_fields, tokens
+from meshguard.wire.fields import NEVER_NOMINATED, NOT_IN_TRAILERS, REQUEST_CONSUMED, RESPONSE_CONSUMED, SPOOFABLE, is_field_name, remove_fields, tokens
 from meshguard.wire.grammar import CONTENT_LENGTH, UNDERSCORED, field_splitter, usual_request, usual_response
 
 __all__ = ["USUAL_RESPONSE", "FieldRules", "request_head", "response_head", "usual_request_head", "usual_response_head"]
@@ -30,12 +30,16 @@ _REFUSED_METHODS = frozenset((b"CONNECT", b"TRACE"))
 
 
 class FieldRules:
-    """What a listener does with fields: the names it consumes besides the built-in ones, and what happens to names with `_`."""
+    """What a listener does with fields: the names it consumes besides the built-in ones (a `*` at the end makes a prefix; `-` and `_` are
+    one), and what happens to names with `_`. Raises ValueError for a name that no field can have."""
 
     __slots__ = ("_split_trailers", "drop_underscored", "refuse_underscored", "split", "usual")
 
     def __init__(self, strip: tuple[bytes, ...] = (), underscores: str = "drop") -> None:
-        spoofable = (*SPOOFABLE, *(name.lower() for name in strip))
+        for name in strip:
+            if not is_field_name(name.removesuffix(b"*")) or b"*" in name[:-1]:
+                raise ValueError(f"nothing to strip: {name!r}")
+        spoofable = (*SPOOFABLE, *(name.lower().replace(b"_", b"-") for name in strip))
         self.split = field_splitter(REQUEST_CONSUMED, spoofable).split
         self.usual = usual_request(REQUEST_CONSUMED, spoofable)
         self._split_trailers = field_splitter((*REQUEST_CONSUMED, *NOT_IN_TRAILERS), spoofable).split
