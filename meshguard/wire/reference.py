@@ -78,7 +78,8 @@ class RequestReader:
             raise RequestError(MALFORMED_REQUEST, str(exc)) from exc
         if type(event) is not h11.Request:
             raise RequestError(MALFORMED_REQUEST, "the engines disagree on where the head ends")
-        if event.method != head.method or not event.target.endswith(head.target.removeprefix(b"/")):
+        target = b"" if head.scheme and head.target == b"*" else head.target  # OPTIONS of an authority
+        if event.method != head.method or not event.target.endswith(target.removeprefix(b"/")):
             raise RequestError(MALFORMED_REQUEST, "the engines disagree on the request line")
         self._check_framing(event, head)
         if head.length == NO_BODY:

@@ -20,7 +20,16 @@ from meshguard.model.reasons import (
     UNKNOWN_TRANSFER_CODING,
     UPSTREAM_MALFORMED,
 )
-from meshguard.wire.fields import NEVER_NOMINATED, NOT_IN_TRAILERS, REQUEST_CONSUMED, RESPONSE_CONSUMED, SPOOFABLE, is_field_name, remove_fields, tokens
+from meshguard.wire.fields import (
+    NEVER_NOMINATED,
+    NOT_IN_TRAILERS,
+    REQUEST_CONSUMED,
+    RESPONSE_CONSUMED,
+    SPOOFABLE,
+    is_field_name,
+    remove_fields,
+    tokens,
+)
 from meshguard.wire.grammar import CONTENT_LENGTH, UNDERSCORED, field_splitter, usual_request, usual_response
 
 __all__ = ["USUAL_RESPONSE", "FieldRules", "request_head", "response_head", "usual_request_head", "usual_response_head"]
@@ -45,7 +54,6 @@ class FieldRules:
         self._split_trailers = field_splitter((*REQUEST_CONSUMED, *NOT_IN_TRAILERS), spoofable).split
         self.refuse_underscored = underscores == "refuse"
         self.drop_underscored = underscores == "drop"
-
 
     def trailers(self, block: bytes) -> bytes:
         """The trailers that may go on: none that would have been consumed, cut or judged in a head (RFC 9110 section 6.5.1)."""
@@ -184,7 +192,7 @@ def request_head(method: bytes, target: bytes, minor: int, head: bytes, rules: F
         else:
             if host is None and minor == 1:
                 raise RequestError(AMBIGUOUS_AUTHORITY, "no Host")  # also beside an absolute target (RFC 9112 section 3.2)
-            target, host = _absolute_form(message, target, host)
+            target, host = _absolute_form(message, target, host, method)
     if not host:
         if host is not None or minor == 1:
             raise RequestError(AMBIGUOUS_AUTHORITY, "no Host")
@@ -200,8 +208,9 @@ def request_head(method: bytes, target: bytes, minor: int, head: bytes, rules: F
     return message
 
 
-def _absolute_form(message: RequestHead, target: bytes, host: bytes | None) -> tuple[bytes, bytes]:
-    """Origin-form target and authority of an absolute-form target; it wins over Host and must agree (RFC 9112 section 3.2.2)."""
+def _absolute_form(message: RequestHead, target: bytes, host: bytes | None, method: bytes) -> tuple[bytes, bytes]:
+    """Origin-form target and authority of an absolute-form target; it wins over Host and must agree (RFC 9112 section 3.2.2). Of OPTIONS
+    without a path it is `*` (section 3.2.4)."""
     scheme, separator, rest = target.partition(b"://")
     scheme = scheme.lower()
     if not separator or scheme not in (b"http", b"https"):
@@ -211,7 +220,9 @@ def _absolute_form(message: RequestHead, target: bytes, host: bytes | None) -> t
     if host is not None and host.lower() != authority.lower():
         raise RequestError(AMBIGUOUS_AUTHORITY, "Host and the absolute target disagree")
     message.scheme = scheme
-    if target[:1] != b"/":
+    if not target and method == b"OPTIONS":
+        target = b"*"
+    elif target[:1] != b"/":
         target = b"/" + target
     return target, authority
 

@@ -136,7 +136,7 @@ def test_back_pressure_ends_with_its_exchange(engine: str, dial: Dial, town: Tow
         await exchange.answer(200, b"x" * 6_000_000)
 
     with town.upstream.on("/stream/large", large):
-        for _ in range(14):
+        for _ in range(25):
             with dial(engine, receive_buffer=4096) as slow, dial(engine, deadline_s=3) as other:
                 slow.send(get("/stream/large"), expect="GET")
                 assert slow.head().status == 200

@@ -86,9 +86,7 @@ def _take(engine: Any, run: Run, restart: Callable[[], None]) -> None:
                 restart()
 
 
-def requests_of(
-    pieces: Iterable[bytes], *, make: Any = DEFAULT, limits: WireLimits = LIMITS, rules: FieldRules = RULES
-) -> Run:
+def requests_of(pieces: Iterable[bytes], *, make: Any = DEFAULT, limits: WireLimits = LIMITS, rules: FieldRules = RULES) -> Run:
     """Every request in the stream, each begun as soon as the one before is over."""
     engine, run = make(limits, rules), Run()
     try:
@@ -101,9 +99,7 @@ def requests_of(
     return run
 
 
-def responses_of(
-    pieces: Iterable[bytes], *, methods: Iterable[bytes] = (), limits: WireLimits = LIMITS, eof: bool = False
-) -> Run:
+def responses_of(pieces: Iterable[bytes], *, methods: Iterable[bytes] = (), limits: WireLimits = LIMITS, eof: bool = False) -> Run:
     """The responses to requests with `methods`, then to GETs."""
     engine, run = ResponseParser(limits), Run()
     asked = iter(methods)

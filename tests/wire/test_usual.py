@@ -23,7 +23,8 @@ RULES = {
 }
 _SPECIAL = [name.rstrip(b"*") for name in (*REQUEST_CONSUMED, *RESPONSE_CONSUMED, *SPOOFABLE, *STRIP)]
 _NEAR = [b"Tea", b"T", b"Hosts", b"Hos", b"Connection-Id", b"Expect-CT", b"Content-Lengths", b"Content-Length-X", b"Content", b"Upgrades",
-         b"Traceparents", b"X-Forwarded", b"X-Forward", b"Forwarded-X", b"Trailers", b"Accept", b"Keep-Alives", b"X-Foo", b"-", b"~"]  # fmt: skip
+         b"Traceparents", b"X-Forwarded", b"X-Forward", b"Forwarded-X", b"Trailers", b"Accept", b"Keep-Alives", b"X-Foo", b"-",
+         b"~"]  # fmt: skip
 
 
 @st.composite
@@ -53,7 +54,9 @@ values = st.sampled_from(
      b"\xe9", b"a b", b"x\ty", b"123456789012345678", b"1234567890123456789"]
 )  # fmt: skip
 lines = st.builds(lambda name, front, value, back: name + b":" + front + value + back + b"\r\n", names(), white, values, white)
-common = st.sampled_from([b"traceparent: 00-aa-bb-01\r\n", b"content-length: 5\r\n", b"Host: b\r\n", b"Accept: */*\r\n", b"TraceParent:x\r\n"])
+common = st.sampled_from(
+    [b"traceparent: 00-aa-bb-01\r\n", b"content-length: 5\r\n", b"Host: b\r\n", b"Accept: */*\r\n", b"TraceParent:x\r\n"]
+)
 
 
 @st.composite
@@ -123,7 +126,13 @@ def test_every_name_that_is_cut_is_cut_on_both_ways(name: bytes, place: int) -> 
     bare = name.lower().rstrip(b"*")
     prefix = name.endswith(b"*")
     spoofable = name not in REQUEST_CONSUMED
-    for spelling in {bare, bare.upper(), bare.title(), *([bare.replace(b"-", b"_")] if spoofable else []), *([bare + b"x", bare + b"-1.~"] if prefix else [])}:
+    for spelling in {
+        bare,
+        bare.upper(),
+        bare.title(),
+        *([bare.replace(b"-", b"_")] if spoofable else []),
+        *([bare + b"x", bare + b"-1.~"] if prefix else []),
+    }:
         if spelling.lower() in (b"host", b"content-length", b"transfer-encoding", b"expect", b"traceparent"):
             continue
         line = spelling + b": evil\r\n"
@@ -139,7 +148,11 @@ def test_every_name_that_is_cut_is_cut_on_both_ways(name: bytes, place: int) -> 
 
 @st.composite
 def response_heads(draw: st.DrawFn) -> bytes:
-    start = draw(st.sampled_from([b"HTTP/1.1 200 OK", b"HTTP/1.1 204 x", b"HTTP/1.1 304", b"HTTP/1.1 500 \xe9", b"HTTP/1.0 200 OK", b"HTTP/1.1 100 "]))
+    start = draw(
+        st.sampled_from(
+            [b"HTTP/1.1 200 OK", b"HTTP/1.1 204 x", b"HTTP/1.1 304", b"HTTP/1.1 500 \xe9", b"HTTP/1.0 200 OK", b"HTTP/1.1 100 "]
+        )
+    )
     return b"%b\r\n%b\r\n" % (start, draw(blocks()))
 
 

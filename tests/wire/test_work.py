@@ -3,7 +3,7 @@ compared with itself."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from time import process_time
 from typing import Any
 
@@ -36,7 +36,7 @@ class Meter:
 
 
 @pytest.fixture
-def meter(monkeypatch: pytest.MonkeyPatch) -> Iterator[Meter]:
+def meter(monkeypatch: pytest.MonkeyPatch) -> Meter:
     made = Meter()
     for module, names in (
         (http1, ("FORBIDDEN_IN_HEAD", "PLAIN_REQUEST_HEAD", "REQUEST_HEAD", "REQUEST_LINE", "RESPONSE_HEAD", "USUAL_RESPONSE")),
@@ -45,7 +45,7 @@ def meter(monkeypatch: pytest.MonkeyPatch) -> Iterator[Meter]:
         for name in names:
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, made.wrap(getattr(module, name)))
-    yield made
+    return made
 
 
 def dribble(engine: Any, data: bytes) -> None:
