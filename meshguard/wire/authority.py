@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from ipaddress import IPv6Address
 
 from meshguard.model.errors import RequestError
 from meshguard.model.reasons import AMBIGUOUS_AUTHORITY
@@ -23,7 +24,12 @@ def parse_authority(text: bytes) -> tuple[bytes, str]:
         raise RequestError(AMBIGUOUS_AUTHORITY, "not a host with an optional port")
     host, port = match.groups()
     host = host.lower()
-    if not host.startswith(b"["):
+    if host.startswith(b"["):
+        try:
+            IPv6Address(host[1:-1].decode("ascii"))
+        except ValueError as exc:
+            raise RequestError(AMBIGUOUS_AUTHORITY, "not an IPv6 address") from exc
+    else:
         host = host.removesuffix(b".")
         if b".." in host or host.endswith((b".", b"-")) or len(host) > 253:
             raise RequestError(AMBIGUOUS_AUTHORITY, "not a host name")
