@@ -199,7 +199,8 @@ _bits = [
 
 @settings(max_examples=600, deadline=None)
 @given(parts=st.lists(st.sampled_from(_bits), min_size=1, max_size=10), cuts=segmentations)
-@example(parts=[b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", b"0\r\nHost: b\r\n\r\n", b"GET / HTTP/1.1\r\n"], cuts=[])
+@example(parts=[b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", b"0\r\nHost: b\r\n\r\n", b"GET / HTTP/1.1\r\n"],
+cuts=[])
 def test_assembled_requests(parts: list[bytes], cuts: list[int]) -> None:
     data = b"".join(parts)
     check_request(data, split(data, cuts))
