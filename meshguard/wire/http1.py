@@ -258,7 +258,7 @@ class ResponseParser(_Parser):
             return None
         limits = self._limits
         if self._scanned and buffer.find(b"\r\n\r\n", max(0, self._scanned - 3)) < 0:
-            self._incomplete(buffer)
+            self._check_incomplete(buffer)
             return None
         usual = USUAL_RESPONSE(buffer)
         if usual is not None:
@@ -276,7 +276,7 @@ class ResponseParser(_Parser):
                 return head
         match = RESPONSE_HEAD(buffer)
         if match is None:
-            self._incomplete(buffer)
+            self._check_incomplete(buffer)
             return None
         end = match.end()
         if end == len(buffer):
@@ -294,7 +294,7 @@ class ResponseParser(_Parser):
             self._begin_body(head.length)
         return head
 
-    def _incomplete(self, buffer: bytes) -> None:
+    def _check_incomplete(self, buffer: bytes) -> None:
         """No head yet: more to come, or a refusal. Looks at new octets only."""
         if len(buffer) > self._limits.head_bytes or b"\r\n\r\n" in buffer or FORBIDDEN_IN_HEAD(buffer, max(0, self._scanned - 1)):
             raise UpstreamError(UPSTREAM_MALFORMED, "response head")
