@@ -43,6 +43,9 @@ def load_inputs(load_configuration: Callable[[], LoadedConfiguration]) -> Inputs
     keysets = {name: load_keyset(config.path, name, create=create) for name, config in configuration.keys.items()}
     policy = load_policy(configuration.policies, keysets=keysets)
     files = [Path(loaded.document.file), *configuration.policies, *(config.path for config in configuration.keys.values())]
+    for listener in configuration.listeners.values():
+        files += [path for path in (listener.certificate, listener.key) if path is not None]
+    files += [cluster.tls.ca for cluster in configuration.clusters.values() if cluster.tls is not None and cluster.tls.ca is not None]
     return Inputs(loaded, policy.compiled, policy.fields, policy.warnings, tuple(files))
 
 

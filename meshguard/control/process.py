@@ -27,6 +27,7 @@ __all__ = ["run"]
 log = logging.getLogger(__name__)
 
 _IDENTITY_S = 30.0
+_IDENTITY_RETRY_S = 5.0
 
 
 def run(load_configuration: Callable[[], LoadedConfiguration], registry: Registry, ready: Callable[[Runtime], None] | None = None) -> None:
@@ -67,12 +68,12 @@ class _Process:
                 telemetry.start()
                 await admin.start(configuration.admin.address.host, configuration.admin.address.port)
                 work = [
-                    background.create_task(runtime.watch_expiry()),
+                    background.create_task(runtime.watch()),
                     background.create_task(self._reload_on_signal()),
                     background.create_task(self._watch_files(inputs)),
                 ]
-                if updates is not None:
-                    work.append(background.create_task(self._follow_identity(updates)))
+                if source is not None and updates is not None:
+                    work.append(background.create_task(self._follow_identity(source, updates)))
                 if tokens.verifier is not None:
                     work.append(background.create_task(tokens.refresh()))
                 release_start_pages()
@@ -115,10 +116,17 @@ class _Process:
                         files = self._runtime.inputs.files
                         break
 
-    async def _follow_identity(self, updates: AsyncGenerator[IdentityUpdate, None]) -> None:
-        async with aclosing(updates):
-            async for update in updates:
-                await self._runtime.rotate(update)
+    async def _follow_identity(self, source: IdentitySource, updates: AsyncGenerator[IdentityUpdate, None]) -> None:
+        """Takes over each update; a source that ends or breaks is asked again, and the last identity goes on until it expires."""
+        while True:
+            try:
+                async with aclosing(updates):
+                    async for update in updates:
+                        await self._runtime.rotate(update)
+            except (MeshguardError, OSError) as exc:
+                self._runtime.report_identity_problem(exc)
+            await asyncio.sleep(_IDENTITY_RETRY_S)
+            updates = source.updates()
 
     async def _wait_drained(self) -> None:
         await self._drained.wait()

@@ -72,11 +72,11 @@ class Listener(Generic[D]):
         self._on_load = on_load  # told the share of the limit that is in use
         self._doors = doors
         self._server: asyncio.Server | None = None
+        self._socket: socket.socket | None = None
         self._sweep: asyncio.TimerHandle | None = None
 
-    async def start(self) -> None:
-        """Begins to listen. Raises OSError."""
-        loop = asyncio.get_running_loop()
+    def bind(self) -> socket.socket:
+        """Takes the address, without accepting yet. Raises OSError."""
         host, port = self.address
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         sock = socket.socket(family, socket.SOCK_STREAM)
@@ -86,10 +86,24 @@ class Listener(Generic[D]):
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.bind(("127.0.0.1" if host == "localhost" else host, port))
             sock.setblocking(False)
-            self._server = await loop.create_server(self._accept, sock=sock, backlog=_BACKLOG)
         except BaseException:
             sock.close()
             raise
+        self._socket = sock
+        return sock
+
+    def release(self) -> None:
+        """Gives up an address that was bound and not used."""
+        if self._socket is not None and self._server is None:
+            self._socket.close()
+            self._socket = None
+
+    async def start(self) -> None:
+        """Begins to accept."""
+        loop = asyncio.get_running_loop()
+        if self._socket is None:
+            self._socket = self.bind()
+        self._server = await loop.create_server(self._accept, sock=self._socket, backlog=_BACKLOG)
         self._sweep = loop.call_later(SWEEP_S, self._look)
 
     @property
@@ -119,7 +133,12 @@ class Listener(Generic[D]):
     def _look(self) -> None:
         now = monotonic()
         for door in list(self._doors):
-            door.expire(now)
+            try:
+                door.expire(now)
+            except Exception:
+                # the outermost loop of the sweep: one connection's trouble must not end the deadlines of all others
+                log.exception("a deadline could not be applied")
+                door.abandon("internal error")
         self._on_load(len(self._doors) / self.gate.limit)
         self._sweep = asyncio.get_running_loop().call_later(SWEEP_S, self._look)
 

@@ -84,8 +84,10 @@ class Exchange(ExchangeState):
             self._inspection.release_request(self)
         if self._request_complete:
             connection.flush()
-        elif self._door is not None and self._door.request_held:
-            self._door.release_request()
+        else:
+            if self._door is not None and self._door.request_held:
+                self._door.release_request()  # what of the body is here goes in one write with the head
+            self.flush_request()
 
     def failed(self, reason: Reason, detail: str) -> None:
         """The cluster has no connection to give (Call interface)."""
@@ -99,11 +101,11 @@ class Exchange(ExchangeState):
         if limit and self.request_bytes > limit:
             self.refuse(BODY_TOO_LARGE)
             return
+        self._touched = monotonic()
         if self._inspection is not None and self._inspection.takes_request(self, data):
             return
         connection = self._connection
         if connection is not None:
-            self._touched = monotonic()
             connection.send_data(data)
 
     def request_end(self, trailers: bytes) -> None:
@@ -202,12 +204,12 @@ class Exchange(ExchangeState):
             door.send_interim(head.status, head.block)
 
     def response_data(self, data: bytes) -> None:
+        self._touched = monotonic()
         if self._inspection is not None and self._inspection.takes_response(self, data):
             return
         door = self._door
         if door is not None:
             self.response_bytes += len(data)
-            self._touched = monotonic()
             door.send_data(data)
 
     def response_end(self, trailers: bytes) -> None:
@@ -286,10 +288,10 @@ class Exchange(ExchangeState):
             return
         self.refuse(reason, detail)
 
-    def client_gone(self, why: str) -> None:
-        """The client's connection or stream ended before the exchange was over."""
+    def client_gone(self, why: str, kind: str = "client") -> None:
+        """The client's connection or stream ended before the exchange was over; `kind` is who ended it."""
         if not self.ended:
-            self.aborted = "client"
+            self.aborted = kind
             self.detail = why
             self._door = None
             self._let_go()
@@ -344,12 +346,14 @@ class Exchange(ExchangeState):
             return
         if plan.total_s and now - self.started > plan.total_s:
             self._deadline(UPSTREAM_TIMEOUT, "total time")
-        elif self._connection is None:
-            return  # the cluster has its own deadlines for connecting and queueing
         elif self.waiting_for_client:
-            if now - self._touched > limits.body_idle_s or (limits.body_total_s and now - self.started > limits.body_total_s):
+            held_s = self._door.held_s if self._door is not None else 0.0  # that was our doing, not the client's
+            too_long = limits.body_total_s and now - self.started - held_s > limits.body_total_s
+            if now - self._touched > limits.body_idle_s or too_long:
                 self.aborted = "deadline"
                 self.refuse(REQUEST_TIMEOUT, "body")
+        elif self._connection is None:
+            return  # the cluster has its own deadlines for connecting and queueing
         elif not self.answered:
             if now - max(self.forwarded, self._touched) > plan.response_s:
                 self._deadline(UPSTREAM_TIMEOUT, "response head")

@@ -10,6 +10,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from meshguard.model.messages import NO_BODY, RequestHead
+from meshguard.model.principal import Principal
 from meshguard.model.reasons import Reason
 from meshguard.model.record import FieldOperation
 from meshguard.model.verdicts import Denial, Permit
@@ -59,6 +60,7 @@ class ExchangeState(Call):
         "parent_id",
         "peer",
         "plan",
+        "principal",
         "refusal",
         "request_bytes",
         "request_length",
@@ -89,7 +91,6 @@ class ExchangeState(Call):
         self._response_sent = False
         self._response_length = 0
         self._interims = 0
-        self._touched = 0.0
         self.peer = peer
         self.head = head
         self.number = number
@@ -98,7 +99,8 @@ class ExchangeState(Call):
         self.refusal: Reason | None = None
         self.detail = ""
         self.status = 0
-        self.started = monotonic()
+        self.started = self._touched = monotonic()
+        self.principal: Principal | None = peer.principal
         self.forwarded = 0.0
         self.answered = 0.0
         self.ended = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import ipaddress
 
 from meshguard.model.errors import RequestError
 from meshguard.model.reasons import AMBIGUOUS_AUTHORITY
@@ -15,18 +16,26 @@ __all__ = ["parse_authority"]
 def parse_authority(text: bytes) -> tuple[bytes, str]:
     """(authority to send upstream, host for matching).
 
-    Lower case, trailing dot and an empty port removed. Raises RequestError(AMBIGUOUS_AUTHORITY) for user info, lists, paths, a bad
-    port, an empty name or anything outside the grammar.
+    Lower case, one spelling of an IPv6 address (RFC 5952) and of a port, trailing dot and an empty port removed. Raises
+    RequestError(AMBIGUOUS_AUTHORITY) for user info, lists, paths, a bad address or port, an empty name or anything outside the grammar.
     """
     match = AUTHORITY(text)
     if match is None:
         raise RequestError(AMBIGUOUS_AUTHORITY, "not a host with an optional port")
     host, port = match.groups()
     host = host.lower()
-    if not host.startswith(b"["):
+    if host.startswith(b"["):
+        try:
+            host = b"[%b]" % str(ipaddress.IPv6Address(host[1:-1].decode("ascii"))).encode("ascii")
+        except ValueError as exc:
+            raise RequestError(AMBIGUOUS_AUTHORITY, "not an IPv6 address") from exc
+    else:
         host = host.removesuffix(b".")
-        if b".." in host or host.endswith((b".", b"-")) or len(host) > 253:
+        if host.endswith(b"-") or len(host) > 253 or not all(0 < len(label) < 64 for label in host.split(b".")):
             raise RequestError(AMBIGUOUS_AUTHORITY, "not a host name")
-    if port and int(port) > 65535:
+    if not port:
+        return host, host.decode("ascii")
+    number = int(port)
+    if number > 65535:
         raise RequestError(AMBIGUOUS_AUTHORITY, "port out of range")
-    return (host + b":" + port if port else host), host.decode("ascii")
+    return b"%b:%d" % (host, number), host.decode("ascii")

@@ -167,6 +167,9 @@ class RequestParser(_Parser):
         self._state = _HEAD
         self._scanned = 0
 
+    def rest(self) -> bytes:
+        return self._buffer
+
     def next(self) -> RequestHead | bytes | EndOfMessage | None:
         if self._state != _HEAD:
             return self._body()
@@ -255,7 +258,8 @@ class ResponseParser(_Parser):
             return None
         limits = self._limits
         if self._scanned and buffer.find(b"\r\n\r\n", max(0, self._scanned - 3)) < 0:
-            return self._incomplete(buffer)
+            self._check_incomplete(buffer)
+            return None
         usual = USUAL_RESPONSE(buffer)
         if usual is not None:
             head = usual_response_head(usual, self._method)
@@ -272,7 +276,8 @@ class ResponseParser(_Parser):
                 return head
         match = RESPONSE_HEAD(buffer)
         if match is None:
-            return self._incomplete(buffer)
+            self._check_incomplete(buffer)
+            return None
         end = match.end()
         if end == len(buffer):
             self._buffer = b""
@@ -289,7 +294,7 @@ class ResponseParser(_Parser):
             self._begin_body(head.length)
         return head
 
-    def _incomplete(self, buffer: bytes) -> None:
+    def _check_incomplete(self, buffer: bytes) -> None:
         """No head yet: more to come, or a refusal. Looks at new octets only."""
         if len(buffer) > self._limits.head_bytes or b"\r\n\r\n" in buffer or FORBIDDEN_IN_HEAD(buffer, max(0, self._scanned - 1)):
             raise UpstreamError(UPSTREAM_MALFORMED, "response head")

@@ -5,13 +5,14 @@ decoded, dot segments resolved, slashes merged, parameters refused, stripped or 
 which servers disagree is refused unless the route asks for it.
 
 `readings` are the case-folded spellings that a usual upstream could still take from the canonical path (decoded escapes,
-compatibility forms of Unicode, stripped parameters, trailing dots); a deny rule holds for all of them.
+compatibility forms of Unicode, stripped parameters, trailing dots, in any order); a deny rule holds for all of them.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from urllib.parse import unquote_to_bytes
 
 from meshguard.model.errors import RequestError
 from meshguard.model.reasons import AMBIGUOUS_TARGET
@@ -60,7 +61,6 @@ _PATH_CHARACTERS = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=:@%/\-]*+").fullmatch
 _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})?+")
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _HEX_AHEAD = re.compile(rb"[0-9A-Fa-f]{2}").match
-_U_ESCAPE = re.compile(rb"%25[uU][0-9A-Fa-f]{4}").search
 
 
 def canonicalise(target: bytes, options: PathOptions = STRICT) -> Target:
@@ -137,6 +137,18 @@ def _check_utf8(data: bytearray) -> None:
         raise RequestError(AMBIGUOUS_TARGET, "escapes are not UTF-8") from exc
 
 
+_SEPARATORS = re.compile(rb"[/\\]")
+
+
+def _refuse_hidden_dots(segment: bytes) -> None:
+    """A kept escape of a separator must not hide dot segments: an upstream that decodes it would resolve them after the decision."""
+    probe = segment
+    for _ in range(3):
+        probe = unquote_to_bytes(probe)
+    if any(part.split(b";")[0] in (b".", b"..") for part in _SEPARATORS.split(probe)):
+        raise RequestError(AMBIGUOUS_TARGET, "dot segment beside an encoded separator")
+
+
 def _resolve(path: bytes, options: PathOptions) -> bytes:
     """Dot segments, repeated slashes and parameters (RFC 3986 section 5.2.4)."""
     out: list[bytes] = []
@@ -151,6 +163,8 @@ def _resolve(path: bytes, options: PathOptions) -> bytes:
                 if options.params == "keep":
                     raise RequestError(AMBIGUOUS_TARGET, "path parameter on a dot segment")
                 segment = bare
+        if b"%" in segment:
+            _refuse_hidden_dots(segment)
         if segment == b"..":
             if not out:
                 raise RequestError(AMBIGUOUS_TARGET, "dot segments leave the root")
@@ -163,49 +177,114 @@ def _resolve(path: bytes, options: PathOptions) -> bytes:
     return b"/" + b"/".join(out)
 
 
+# -- readings -----------------------------------------------------------------------------------------------------------
+
+_READINGS = 64
+_READING_OCTETS = 32768
+"""A path with more readings, or longer ones in all, is refused: honest ones have one to four, and each costs every deny rule a look."""
+
 # Best-fit mappings of common code pages, which some servers apply after decoding.
 _LOOKALIKES = {
     **dict.fromkeys("\u2215\u2044\u29f8\u29f9\u2216", "/"),
     "\u0131": "i", "\u0130": "i", "\u017f": "s", "\u212a": "k",
-}
+}  # fmt: skip
+_MANY_READINGS = re.compile(r"[%;]|\.(?:/|\Z)|::\$").search
+_QUERY_MARK = re.compile(r"[?#\x00]").search
+_PARAMETERS = re.compile(r";[^/]*+")
+_INDENT = re.compile(r"/[ \t]++")
+_STREAM = re.compile(r"::\$[^/]*+")
 
 
 def _readings(path: str) -> tuple[str, ...]:
-    """Case-folded spellings an upstream could take, the canonical one first; each again with dots resolved, slashes merged."""
-    seen = [path.lower()]
-    text = path
-    for _ in range(3):  # servers decode once, sometimes twice; `double_encoding: keep` makes the third pass matter
-        decoded = _unquote(text)
-        for variant in (decoded, unicodedata.normalize("NFKC", decoded)):
-            for candidate in (variant, _plain(variant)):
-                folded = candidate.casefold()
-                if folded not in seen:
-                    seen.append(folded)
-        if decoded == text:
-            break
-        text = decoded
-    return tuple(seen)
+    """The case-folded spellings an upstream could take, the canonical one first: every text that any sequence of `_STEPS` makes of it."""
+    if _MANY_READINGS(path) is None:
+        return (path.lower(),)
+    texts = {path: None}
+    octets = len(path)
+    waiting = [path]
+    while waiting:
+        text = waiting.pop()
+        for step in _STEPS:
+            other = step(text)
+            if other not in texts:
+                octets += len(other)
+                if len(texts) >= _READINGS or octets > _READING_OCTETS:
+                    raise RequestError(AMBIGUOUS_TARGET, "too many readings")
+                texts[other] = None
+                waiting.append(other)
+    return tuple(dict.fromkeys(text.casefold() for text in texts))
 
 
 def _unquote(text: str) -> str:
+    if "%" not in text:
+        return text
     data = re.sub(rb"%([0-9A-Fa-f]{2})", lambda match: bytes([int(match[1], 16)]), text.encode("utf-8"))
     return data.decode("utf-8", "replace")
 
 
-def _plain(text: str) -> str:
-    """As a lenient server reads it: backslash and what looks like a slash is one, invisible characters, parameters, alternate data streams
-    and dots and spaces at the edges of a segment go."""
+def _compatible(text: str) -> str:
+    return text if text.isascii() else unicodedata.normalize("NFKC", text)
+
+
+def _lookalike(text: str) -> str:
+    """Best-fit characters for what looks like them; invisible ones go."""
+    if text.isascii():
+        return text
+    return "".join(_LOOKALIKES.get(char, char) for char in text if unicodedata.category(char) != "Cf")
+
+
+def _cut(text: str) -> str:
+    """Up to a decoded query, fragment or end of a C string."""
+    mark = _QUERY_MARK(text)
+    return text if mark is None else text[: mark.start()]
+
+
+def _slashes(text: str) -> str:
+    return text.replace("\\", "/")
+
+
+def _without_parameters(text: str) -> str:
+    return _PARAMETERS.sub("", text) if ";" in text else text
+
+
+def _without_streams(text: str) -> str:
+    """NTFS opens `a::$DATA` as `a`."""
+    return _STREAM.sub("", text) if "::$" in text else text
+
+
+def _without_endings(text: str) -> str:
+    """Dots and blanks at the end of a segment go (Windows); dot segments stay."""
+    return "/".join(map(_bare, text.split("/")))
+
+
+def _bare(segment: str) -> str:
+    bare = segment.rstrip(" \t")
+    return bare if bare in (".", "..") else bare.rstrip(". \t")
+
+
+def _without_indents(text: str) -> str:
+    """Blanks at the beginning of a segment go."""
+    return _INDENT.sub("/", text)
+
+
+def _normal(text: str) -> str:
+    """Dot segments resolved, as far as there is something above, and slashes merged."""
+    if "//" not in text and "/." not in text:
+        return text
     out: list[str] = []
-    text = "".join(_LOOKALIKES.get(char, char) for char in text if unicodedata.category(char) != "Cf")
-    segments = text.replace("\\", "/").split("\x00", 1)[0].split("?", 1)[0].split("#", 1)[0].split("/")[1:]
-    for index, segment in enumerate(segments):
-        segment = segment.split(";", 1)[0].split("::$", 1)[0].lstrip(" \t")
+    segments = text.split("/")[1:]
+    for segment in segments:
         if segment == "..":
             if out:
                 out.pop()
-        elif segment.rstrip(". \t"):
-            out.append(segment.rstrip(". \t"))
-            continue
-        if index == len(segments) - 1:
-            out.append("")
+        elif segment and segment != ".":
+            out.append(segment)
+    if out and segments[-1] in ("", ".", ".."):
+        out.append("")
     return "/" + "/".join(out)
+
+
+_STEPS = (
+    *(_unquote, _compatible, _lookalike, _cut, _slashes, _normal),
+    *(_without_parameters, _without_streams, _without_endings, _without_indents),
+)
