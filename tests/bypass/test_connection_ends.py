@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import socket
 import ssl
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 
 from tests.harness.client import NoAnswer, RawClient, get
 from tests.harness.mesh import Mesh
+from tests.harness.pki import now
 from tests.harness.proxy import Proxy, eventually
 from tests.harness.strict import Data, End, Head, Parser, Truncated
 from tests.harness.upstream import Exchange
@@ -29,6 +31,13 @@ def proxy(mesh: Mesh, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prox
         listeners[engine] = {"tls": "mutual", "to": "app", "engine": engine}
         listeners[f"plain-{engine}"] = {"tls": "none", "to": "app", "engine": engine}
         listeners[f"brief-{engine}"] = {"tls": "mutual", "to": "app", "engine": engine, "limits": {"body_total_s": BODY_TOTAL_S}}
+        listeners[f"permissive-{engine}"] = {
+            "tls": "permissive",
+            "permissive_until": (now() + dt.timedelta(days=2)).date().isoformat(),
+            "to": "app",
+            "engine": engine,
+            "limits": {"handshake_s": 1, "idle_s": 0.5},
+        }
         listeners[f"one-{engine}"] = {"tls": "mutual", "to": "app", "engine": engine, "limits": {"connections": 1}}
     policies = {
         "p.yaml": {
@@ -38,9 +47,10 @@ def proxy(mesh: Mesh, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prox
             ]
         }
     }
-    config = {"identity": mesh.identity(directory), "listeners": listeners, "clusters": {"app": mesh.endpoints()}}
+    config = {"profile": "migration", "identity": mesh.identity(directory), "listeners": listeners, "clusters": {"app": mesh.endpoints()}}
     with Proxy(directory, config, policies=policies) as made:
         yield made
+    assert "Traceback" not in made.stderr_text
 
 
 class HalfClosed:
@@ -196,3 +206,24 @@ def test_the_only_connection_is_served(engine: str, proxy: Proxy, mesh: Mesh) ->
             with contextlib.suppress(Truncated):  # kept alive or closed after its answer, never refused
                 assert client.request(get("/first")).status == 200
         eventually(lambda: proxy.metric("meshguard_connections", listener=listener) == 0, "the end of the connection")
+
+
+@engines
+def test_a_silent_connection_where_tls_is_optional(engine: str, proxy: Proxy, mesh: Mesh) -> None:
+    """`permissive`: before the first octet nothing is known of a connection. It has the time of a handshake, not more and not less."""
+    address = proxy.address(f"permissive-{engine}")
+    with (
+        RawClient(address, deadline_s=4) as silent,
+        RawClient(address, deadline_s=0.6) as slow,
+        RawClient(address, mesh.client("billing"), deadline_s=4) as idle,
+    ):
+        assert idle.request(get("/before")).status == 200
+        with pytest.raises(NoAnswer):
+            slow.receive()  # more than two looks at deadlines
+        slow.sock.settimeout(4)
+        assert slow.request(get("/slow")).status == 200
+        silent.assert_closed()
+        idle.assert_closed()
+    with RawClient(address, deadline_s=4) as later:
+        later.assert_closed()
+    assert "Traceback" not in proxy.stderr_text
