@@ -22,6 +22,9 @@ def resource_attributes(service_name: str | None, instance_id: str) -> dict[str,
         "service.name": "meshguard",
         "service.version": __version__,
         "service.instance.id": instance_id,
+        "telemetry.sdk.language": "python",
+        "telemetry.sdk.name": "meshguard",
+        "telemetry.sdk.version": __version__,
         **_detected(os.environ),
         **_from_environment(os.environ),
     }
@@ -48,6 +51,4 @@ def _detected(environment: Mapping[str, str]) -> dict[str, AttributeValue]:
     from opentelemetry.sdk.resources import Resource
 
     found = Resource.create().attributes
-    return {
-        key: value for key, value in found.items() if isinstance(value, (str, bool, int, float)) and value != "unknown_service"
-    }
+    return {key: value for key, value in found.items() if isinstance(value, (str, bool, int, float)) and value != "unknown_service"}
