@@ -62,10 +62,14 @@ class Exchange(ExchangeState):
                 self._door.hold_request()  # the body waits with the client until there is somewhere to send it
             cluster.submit(self)
         else:
-            self.connected(connection)
+            self._take(connection)  # the door flushes, when it has handed over what it has read
 
     def connected(self, conn: Connection) -> None:
         """The cluster gives a connection (Call interface)."""
+        self._take(conn)
+        self.flush_request()
+
+    def _take(self, conn: Connection) -> None:
         connection = cast("UpstreamConnection", conn)  # what the connector of the cluster makes
         if self.ended:
             connection.cluster.release(connection)
@@ -84,10 +88,8 @@ class Exchange(ExchangeState):
             self._inspection.release_request(self)
         if self._request_complete:
             connection.flush()
-        else:
-            if self._door is not None and self._door.request_held:
-                self._door.release_request()  # what of the body is here goes in one write with the head
-            self.flush_request()
+        elif self._door is not None and self._door.request_held:
+            self._door.release_request()  # what of the body is here goes in one write with the head
 
     def failed(self, reason: Reason, detail: str) -> None:
         """The cluster has no connection to give (Call interface)."""

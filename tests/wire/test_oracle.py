@@ -1,8 +1,9 @@
 """Against h11: whatever the default engine accepts, h11 accepts with the same meaning. And the reference engine equals the default one.
 
 Intended disagreements, where h11 accepts and this engine refuses, are not looked for here (tests/wire/corpus.py lists them). The other
-way round there is one: an empty line in front of a request, which RFC 9112 section 2.2 asks to ignore and h11 refuses; h11 gets to see the
-stream without it.
+way round there are two. An empty line in front of a request, which RFC 9112 section 2.2 asks to ignore and h11 refuses: h11 gets to see the
+stream without it. And Transfer-Encoding or Content-Length in a trailer section, which are dropped here whatever they say, while h11 judges
+their values.
 """
 
 from __future__ import annotations
