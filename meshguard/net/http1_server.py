@@ -17,7 +17,7 @@ from typing import Any
 
 from meshguard.model.errors import RequestError
 from meshguard.model.messages import CHUNKED, NO_BODY, UNTIL_CLOSE, RequestHead
-from meshguard.model.reasons import REQUEST_TIMEOUT, Reason
+from meshguard.model.reasons import MALFORMED_REQUEST, REQUEST_TIMEOUT, Reason
 from meshguard.net.channel import HIGH_WATER, Channel
 from meshguard.net.stream import Handler, Stream
 from meshguard.wire.chunked import encode_chunk, encode_last_chunk
@@ -72,6 +72,7 @@ class Http1Connection:
 
     __slots__ = (
         "_chunked",
+        "_client_done",
         "_close_after",
         "_discarded",
         "_draining",
@@ -86,6 +87,7 @@ class Http1Connection:
         "_pumping",
         "_since",
         "_turn",
+        "_whole",
         "channel",
         "draining",
         "peer",
@@ -111,6 +113,8 @@ class Http1Connection:
         self._pumping = False
         self._discarded = 0
         self._turn = 0
+        self._whole = True  # the request under way came in full
+        self._client_done = False  # the client has closed its side
         self.peer: Any = None
         self.stream: Stream | None = None
         self.request_held = False
@@ -139,11 +143,15 @@ class Http1Connection:
                 self.hold_request()
 
     def ended(self) -> None:
-        """The client closed its side: what is under way may be answered, nothing more comes."""
+        """The client closed its side: what came in full is answered, nothing more comes."""
         if self.stream is None or self._engine.in_head:
             self.channel.close()
         elif not self._lingering:
-            self._close_after = True
+            self._client_done = True
+            if not self._whole and not self.request_held:
+                self._broken(RequestError(MALFORMED_REQUEST, "the client closed its side inside the body"))
+            elif not self._engine.buffered:
+                self._close_after = True
 
     def lost(self, reason: str) -> None:
         stream, self.stream = self.stream, None
@@ -176,7 +184,10 @@ class Http1Connection:
                     break
                 if type(event) is RequestHead:
                     self._begin(event)
-                    if event.length == NO_BODY and self.stream is not None:
+                    if self.stream is None:
+                        if self._turn_over():
+                            break
+                    elif event.length == NO_BODY:
                         break
                 elif self._draining:
                     self._drain(event)
@@ -184,6 +195,7 @@ class Http1Connection:
                     if type(event) is bytes:
                         self.stream.request_data(event)
                     elif type(event) is EndOfMessage:
+                        self._whole = True
                         self.stream.request_end(event.trailers)
         except RequestError as error:
             self._broken(error)
@@ -197,6 +209,7 @@ class Http1Connection:
 
     def _begin(self, head: RequestHead) -> None:
         self._head = head
+        self._whole = head.length == NO_BODY
         self._head_since = 0.0
         self._chunked = False
         if not head.keep_alive or self.draining:
@@ -238,13 +251,24 @@ class Http1Connection:
         self._since = monotonic()
         if self.request_held:
             self.release_request()
-        if self._engine.buffered and not self._pumping:
-            self._turn += 1
-            if self._turn >= self._limits.requests_per_turn:
-                self._turn = 0
-                asyncio.get_running_loop().call_soon(self._pump)
-            else:
+        if self._engine.buffered:
+            if not self._pumping and not self._turn_over():
                 self._pump()
+        elif self._client_done:
+            self.channel.close()
+
+    def _turn_over(self) -> bool:
+        """Counts a request; after so many in one turn of the loop the next ones wait for another turn."""
+        self._turn += 1
+        if self._turn < self._limits.requests_per_turn:
+            return False
+        self._turn = 0
+        asyncio.get_running_loop().call_soon(self._next_turn)
+        return True
+
+    def _next_turn(self) -> None:
+        if not self.channel.closed and not self._pumping:
+            self._pump()
 
     # -- writing (Downstream) -------------------------------------------------------------------------------------------
 
@@ -349,6 +373,7 @@ class Http1Connection:
         else:
             self._drains = False
             self._draining = True
+            self._since = monotonic()
             self._discarded = 0
             if self.request_held:
                 self.release_request()
