@@ -140,6 +140,7 @@ class TlsChannel(Channel):
         "_incoming",
         "_object",
         "_outgoing",
+        "_peer_done",
         "_plaintext_answer",
         "_read",
         "_seal",
@@ -153,6 +154,7 @@ class TlsChannel(Channel):
         super().__init__(application)
         self._plaintext_answer = plaintext_answer
         self._held = False
+        self._peer_done = False  # close_notify was received
         self._context = context
         self._server_name = server_name
         self.established = False
@@ -260,13 +262,17 @@ class TlsChannel(Channel):
             self._flush()
 
     def _peer_closed(self) -> None:
+        self._peer_done = True
         if not self.closed:
             self._application.ended()
 
     def eof_received(self) -> bool:
-        """TCP closed without close_notify: a truncation, never the orderly end of a message that its connection ends."""
+        """TCP closed without close_notify: a truncation, never the orderly end of a message that its connection ends. After one it is what
+        the peer has announced: what is under way may still be answered, as in plaintext."""
         if self.closed:
             return False
+        if self._peer_done:
+            return True
         if not self.established:
             self.abort()
             return False
