@@ -183,6 +183,7 @@ class Exchange(Call):
 
     def request_data(self, data: bytes) -> None:
         self.request_bytes += len(data)
+        self._touched = monotonic()
         limit = self.peer.limits.body_bytes
         if limit and self.request_bytes > limit:
             self.refuse(BODY_TOO_LARGE)
@@ -191,7 +192,6 @@ class Exchange(Call):
             return
         connection = self._connection
         if connection is not None:
-            self._touched = monotonic()
             connection.send_data(data)
 
     def request_end(self, trailers: bytes) -> None:
@@ -432,12 +432,14 @@ class Exchange(Call):
             return
         if plan.total_s and now - self.started > plan.total_s:
             self._deadline(UPSTREAM_TIMEOUT, "total time")
-        elif self._connection is None:
+        elif self._connection is None and self._cluster is not None:
             return  # the cluster has its own deadlines for connecting and queueing
-        elif self.waiting_for_client:
-            if now - self._touched > limits.body_idle_s or (limits.body_total_s and now - self.started > limits.body_total_s):
+        elif self.waiting_for_client:  # also where an inspection gathers the body and nothing is forwarded yet
+            if now - max(self._touched, self.started) > limits.body_idle_s or (limits.body_total_s and now - self.started > limits.body_total_s):
                 self.aborted = "deadline"
                 self.refuse(REQUEST_TIMEOUT, "body")
+        elif self._connection is None:
+            return
         elif not self.answered:
             if now - max(self.forwarded, self._touched) > plan.response_s:
                 self._deadline(UPSTREAM_TIMEOUT, "response head")
