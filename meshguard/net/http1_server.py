@@ -17,7 +17,7 @@ from typing import Any
 
 from meshguard.model.errors import RequestError
 from meshguard.model.messages import CHUNKED, NO_BODY, UNTIL_CLOSE, RequestHead
-from meshguard.model.reasons import REQUEST_TIMEOUT, Reason
+from meshguard.model.reasons import MALFORMED_REQUEST, REQUEST_TIMEOUT, Reason
 from meshguard.net.channel import HIGH_WATER, NOT_YET, Channel
 from meshguard.net.limits import ConnectionLimits
 from meshguard.net.stream import Handler, Stream
@@ -38,6 +38,7 @@ class Http1Connection:
 
     __slots__ = (
         "_chunked",
+        "_client_done",
         "_close_after",
         "_discarded",
         "_draining",
@@ -55,6 +56,7 @@ class Http1Connection:
         "_since",
         "_turn",
         "_unwanted",
+        "_whole",
         "_writing_paused",
         "channel",
         "draining",
@@ -88,6 +90,8 @@ class Http1Connection:
         self._discarded = 0
         self._turn = 0
         self._writing_paused = False
+        self._whole = True  # the request under way came in full
+        self._client_done = False  # the client has closed its side
         self.peer: Any = None
         self.stream: Stream | None = None
         self.request_held = False
@@ -118,11 +122,15 @@ class Http1Connection:
                 self.hold_request()
 
     def ended(self) -> None:
-        """The client closed its side: what is under way may be answered, nothing more comes."""
+        """The client closed its side: what came in full is answered, nothing more comes."""
         if self.stream is None or self._engine.in_head:
             self._close()
         elif not self._lingering:
-            self._close_after = True
+            self._client_done = True
+            if not self._whole and not self.request_held:
+                self._broken(RequestError(MALFORMED_REQUEST, "the client closed its side inside the body"))
+            elif not self._engine.buffered:
+                self._close_after = True
 
     def lost(self, reason: str) -> None:
         stream, self.stream = self.stream, None
@@ -176,6 +184,7 @@ class Http1Connection:
                     if type(event) is bytes:
                         self.stream.request_data(event)
                     elif type(event) is EndOfMessage:
+                        self._whole = True
                         self.stream.request_end(event.trailers)
         except RequestError as error:
             self._broken(error)
@@ -196,6 +205,7 @@ class Http1Connection:
         self._head_since = 0.0
         self.held_s = 0.0
         self._chunked = False
+        self._whole = head.length == NO_BODY
         if not head.keep_alive or self.draining or self._handler.crowded:
             self._close_after = True
         self._handler.begin(self, self.peer, head)
@@ -237,13 +247,17 @@ class Http1Connection:
         self._since = monotonic()
         if self.request_held:
             self.release_request()
-        if self._engine.buffered and not self._pumping:
+        if self._engine.buffered:
+            if self._pumping:
+                return
             self._turn += 1
             if self._turn >= self._limits.requests_per_turn:
                 self._turn = 0
                 asyncio.get_running_loop().call_soon(self._resume_pump)
             else:
                 self._pump()
+        elif self._client_done:
+            self._close()
 
     # -- writing (Downstream) -------------------------------------------------------------------------------------------
 

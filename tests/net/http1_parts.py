@@ -96,7 +96,7 @@ class Exchange:
 
     def flush_request(self) -> None: ...
 
-    def client_gone(self, why: str) -> None:
+    def client_gone(self, why: str, kind: str = "client") -> None:
         self.gone = why
         self.door = None
 
@@ -150,6 +150,7 @@ class Handler:
     """Exchanges in the order in which they began. Paths answer by themselves: `/now` at once, `/no` with a refusal, `/raise` not at all."""
 
     def __init__(self) -> None:
+        self.crowded = False
         self.exchanges: list[Exchange] = []
         self.refused: list[RequestError] = []
         self.lost: list[str] = []

@@ -36,6 +36,7 @@ class Door:
     def __init__(self) -> None:
         self.log: list[str] = []
         self.request_held = False
+        self.held_s = 0.0
         self.stream: Any = None
 
     def send_whole(self, status: int, block: bytes, body: bytes) -> None:
@@ -78,6 +79,7 @@ class Connection:
     def __init__(self, cluster: Cluster, *, reused: bool = False) -> None:
         self.cluster = cluster
         self.endpoint = SimpleNamespace(key="192.0.2.9:80")
+        self.closed = False
         self.reused = reused
         self.answered = False
         self.log: list[str] = []
@@ -134,7 +136,7 @@ class World:
         self.records: list[Any] = []
         self.journey: Any = SimpleNamespace(finished=self.records.append, boot_id="b")
         self.door = Door()
-        peer: Any = SimpleNamespace(limits=ConnectionLimits(**limits), table=None)
+        peer: Any = SimpleNamespace(limits=ConnectionLimits(**limits), table=None, principal=None)
         self.head = head_of(data)
         self.exchange = Exchange(self.journey, self.door, peer, self.head, 1)
         self.exchange.plan = SimpleNamespace(  # type: ignore[assignment]
