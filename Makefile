@@ -28,12 +28,9 @@ bench: $(DEV)  ## measure against other proxies; the table goes to standard outp
 soak: $(DEV)  ## constant load while policies, certificates and endpoints change
 	$(BIN)/python -m benchmarks.soak $(ARGS)
 
-fuzz: $(DEV)  ## property tests with new random seeds for FUZZ_S seconds (default 300), stops at the first failure
-	@end=$$(( $$(date +%s) + $(FUZZ_S) )); files=$$(grep -rl '^from hypothesis' tests); \
-	while [ $$(date +%s) -lt $$end ]; do \
-	  seed=$$(od -An -N4 -tu4 /dev/urandom | tr -d ' '); echo "seed $$seed"; \
-	  $(BIN)/python -m pytest -x --hypothesis-seed=$$seed $$files || exit 1; \
-	done
+fuzz: $(DEV)  ## fuzz every parser of strangers' octets for FUZZ_S seconds (default 300), then the properties with new seeds
+	$(BIN)/python -m fuzz --seconds $(FUZZ_S)
+	$(BIN)/python -m pytest -x --hypothesis-seed=$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ') $$(grep -rl '^from hypothesis' tests)
 
 check: $(RUN)  ## check the example configurations and their policies
 	$(BIN)/python -m meshguard check --no-files config/*.yaml

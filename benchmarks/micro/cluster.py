@@ -2,7 +2,7 @@
 
 Run: python -m benchmarks.micro.cluster. `steady` has one request at a time; `busy` keeps a full set of connections lent, so that
 least request has to compare; `handover` is a release that serves a waiting call (the slow way, without the dial).
-The minimum of the rounds is printed: on a shared machine anything else measures the neighbours.
+The minimum of many short rounds is printed: on a shared machine anything else measures the neighbours.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from meshguard.net.cluster.cluster import Cluster
 from meshguard.net.cluster.endpoint import Connection, Endpoint
 from meshguard.net.cluster.settings import CircuitSettings, ClusterSettings
 
-ROUNDS = 7
-CALLS = 40_000
+ROUNDS = 400
+CALLS = 500
 
 
 class Wire:

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from meshguard.model.errors import DocumentError
-
 if TYPE_CHECKING:
     from meshguard.policy.compiled import CompiledPolicy
+    from meshguard.policy.documents import PolicyDocument
     from meshguard.policy.testing import TestResult, TestRun
 
 __all__ = ["register"]
@@ -64,20 +63,13 @@ def _run(arguments: argparse.Namespace) -> int:
     return 1 if run.failed or (arguments.cover and run.uncovered) else 0
 
 
-def _load(paths: Sequence[Path]) -> tuple[CompiledPolicy, list[Any], list[str]]:
-    from meshguard.policy.compile import compile as compile_policy
-    from meshguard.policy.documents import PolicyDocument
-    from meshguard.sources.documents import load_documents, place_problems
+def _load(paths: Sequence[Path]) -> tuple[CompiledPolicy, list[PolicyDocument], list[str]]:
+    from meshguard.control.policies import load_policy
 
-    loaded = load_documents(paths, PolicyDocument)
-    documents, files = [entry.value for entry in loaded], [entry.file for entry in loaded]
-    try:
-        policy = compile_policy(documents, files)
-    except DocumentError as exc:
-        raise DocumentError(place_problems(exc.problems, [entry.document for entry in loaded])) from exc
-    for warning in place_problems(policy.warnings, [entry.document for entry in loaded]):
+    loaded = load_policy(paths)
+    for warning in loaded.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    return policy, documents, files
+    return loaded.compiled, [entry.value for entry in loaded.documents], [entry.file for entry in loaded.documents]
 
 
 def _canonicalise(target: str) -> tuple[str, tuple[str, ...]]:

@@ -9,16 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from meshguard.control.policies import load_policy
 from meshguard.control.settings.configuration import Configuration
 from meshguard.control.settings.load import LoadedConfiguration
-from meshguard.fields.compile import CompiledFields, compile_fields
-from meshguard.fields.keyset import Keyset
+from meshguard.fields.compile import CompiledFields
 from meshguard.keys.file import load_keyset
-from meshguard.model.errors import DocumentError
-from meshguard.policy.compile import compile as compile_policy
+from meshguard.model.errors import Problem
 from meshguard.policy.compiled import CompiledPolicy
-from meshguard.policy.documents import PolicyDocument
-from meshguard.sources.documents import load_documents, place_problems
 
 __all__ = ["Inputs", "load_inputs"]
 
@@ -30,6 +27,7 @@ class Inputs:
     loaded: LoadedConfiguration
     policy: CompiledPolicy
     fields: CompiledFields | None
+    warnings: tuple[Problem, ...]
     files: tuple[Path, ...]
 
     @property
@@ -41,18 +39,13 @@ def load_inputs(load_configuration: Callable[[], LoadedConfiguration]) -> Inputs
     """Reads everything anew. Raises DocumentError with every problem, KeysetError, OSError."""
     loaded = load_configuration()
     configuration = loaded.configuration
-    documents = load_documents(configuration.policies, PolicyDocument)
-    values = [document.value for document in documents]
-    try:
-        policy = compile_policy(values, [document.file for document in documents])
-        keysets: dict[str, Keyset] = {
-            name: load_keyset(config.path, name, create=configuration.profile == "development")
-            for name, config in configuration.keys.items()
-        }
-        fields = compile_fields(documents, policy.roles, keysets) if any(value.fields for value in values) else None
-    except DocumentError as exc:
-        raise DocumentError(place_problems(exc.problems, [document.document for document in documents])) from exc
+    create = configuration.profile == "development"
+    keysets = {name: load_keyset(config.path, name, create=create) for name, config in configuration.keys.items()}
+    policy = load_policy(configuration.policies, keysets=keysets)
     files = [Path(loaded.document.file), *configuration.policies, *(config.path for config in configuration.keys.values())]
-    return Inputs(loaded, policy, fields, tuple(files))
+    for listener in configuration.listeners.values():
+        files += [path for path in (listener.certificate, listener.key) if path is not None]
+    files += [cluster.tls.ca for cluster in configuration.clusters.values() if cluster.tls is not None and cluster.tls.ca is not None]
+    return Inputs(loaded, policy.compiled, policy.fields, policy.warnings, tuple(files))
 
 

@@ -10,6 +10,7 @@ from contextlib import aclosing
 
 from meshguard.control.admin import AdminServer, EndpointStatus, ListenerStatus, Providers, Status
 from meshguard.control.inputs import Inputs, load_inputs
+from meshguard.control.memory import release_start_pages
 from meshguard.control.runtime import Runtime
 from meshguard.control.settings.configuration import Configuration
 from meshguard.control.settings.load import LoadedConfiguration
@@ -26,6 +27,7 @@ __all__ = ["run"]
 log = logging.getLogger(__name__)
 
 _IDENTITY_S = 30.0
+_IDENTITY_RETRY_S = 5.0
 
 
 def run(load_configuration: Callable[[], LoadedConfiguration], registry: Registry, ready: Callable[[Runtime], None] | None = None) -> None:
@@ -66,14 +68,15 @@ class _Process:
                 telemetry.start()
                 await admin.start(configuration.admin.address.host, configuration.admin.address.port)
                 work = [
-                    background.create_task(runtime.watch_expiry()),
+                    background.create_task(runtime.watch()),
                     background.create_task(self._reload_on_signal()),
                     background.create_task(self._watch_files(inputs)),
                 ]
-                if updates is not None:
-                    work.append(background.create_task(self._follow_identity(updates)))
+                if source is not None and updates is not None:
+                    work.append(background.create_task(self._follow_identity(source, updates)))
                 if tokens.verifier is not None:
                     work.append(background.create_task(tokens.refresh()))
+                release_start_pages()
                 log.info("serving", extra={"data": self._summary(configuration)})
                 if ready is not None:
                     ready(runtime)
@@ -113,10 +116,17 @@ class _Process:
                         files = self._runtime.inputs.files
                         break
 
-    async def _follow_identity(self, updates: AsyncGenerator[IdentityUpdate, None]) -> None:
-        async with aclosing(updates):
-            async for update in updates:
-                await self._runtime.rotate(update)
+    async def _follow_identity(self, source: IdentitySource, updates: AsyncGenerator[IdentityUpdate, None]) -> None:
+        """Takes over each update; a source that ends or breaks is asked again, and the last identity goes on until it expires."""
+        while True:
+            try:
+                async with aclosing(updates):
+                    async for update in updates:
+                        await self._runtime.rotate(update)
+            except (MeshguardError, OSError) as exc:
+                self._runtime.report_identity_problem(exc)
+            await asyncio.sleep(_IDENTITY_RETRY_S)
+            updates = source.updates()
 
     async def _wait_drained(self) -> None:
         await self._drained.wait()

@@ -12,25 +12,24 @@ import contextlib
 import gc
 import itertools
 import logging
-import resource
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from meshguard.control.inputs import Inputs, load_inputs
+from meshguard.control.judgements import address, connection_limit, own_principal, server_context, still_trusted
 from meshguard.control.settings.listeners import ListenerConfig
 from meshguard.control.settings.load import LoadedConfiguration
 from meshguard.control.telemetry import Telemetry
 from meshguard.control.upstreams import Upstreams
 from meshguard.control.views import listener_view
 from meshguard.fields.transforms import Reader
-from meshguard.model.errors import DocumentError, IdentityError, MeshguardError, Problem
-from meshguard.model.principal import Principal
+from meshguard.model.errors import DocumentError, MeshguardError, Problem
 from meshguard.net.http1_server import Http1Connection
 from meshguard.net.listener import Listener, TlsGate
-from meshguard.net.tls import ServerMode, build_server_context
+from meshguard.net.tls import worn_out
 from meshguard.pipeline.inspection import InspectionBudget
 from meshguard.pipeline.journey import Journey
 from meshguard.pipeline.snapshot import Snapshot
@@ -48,8 +47,7 @@ __all__ = ["Runtime", "State"]
 
 log = logging.getLogger(__name__)
 
-_ALPN = ("http/1.1",)
-_EXPIRY_LOOK_S = 0.5
+_LOOK_S = 0.5
 _COLLECT_S = 30.0
 
 
@@ -92,6 +90,8 @@ class Runtime:
         self._changing = asyncio.Lock()
         self._tokens: TokenVerifier | None = None
         self._retired: list[Cluster] = []
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._leaving: dict[str, Journey] = {}
         self._collected_at = float("-inf")
 
     # -- start ----------------------------------------------------------------------------------------------------------
@@ -109,8 +109,6 @@ class Runtime:
         self._background = background
         self._tokens = tokens
         await self._change(inputs, identity)
-        for name in inputs.configuration.listeners:
-            await self.listeners[name].start()
         self.state.ready = True
 
     # -- change ---------------------------------------------------------------------------------------------------------
@@ -122,8 +120,8 @@ class Runtime:
                 inputs = await asyncio.to_thread(load_inputs, self._load_configuration)
                 self._refuse_restart_only(inputs)
                 await self._change(inputs, self._identity)
-                await self._open_new_listeners()
-            except (MeshguardError, OSError, ValueError) as exc:
+            except Exception as exc:
+                # the outermost loop of a background service: whatever a change does wrong, what is in force goes on
                 self._failed(why, exc)
                 return False
             self.state.reloads += 1
@@ -138,7 +136,8 @@ class Runtime:
         async with self._changing:
             try:
                 await self._change(self.inputs, identity)
-            except (MeshguardError, OSError, ValueError) as exc:
+            except Exception as exc:
+                # likewise
                 self._failed("identity", exc)
                 return
             log.info("identity rotated", extra={"data": {"identity": self.state.identity, "not_after": self.state.identity_not_after}})
@@ -148,9 +147,11 @@ class Runtime:
         self.state.last_error = str(exc)
         self.state.last_error_at = time.time()
         self.telemetry.reload_failures.value += 1
-        log.error("change refused, the last good state goes on", extra={"data": {"why": why, "error": str(exc)}})
+        expected = isinstance(exc, (MeshguardError, OSError, ValueError))
+        data = {"why": why, "error": str(exc)}
+        log.error("change refused, the last good state goes on", exc_info=None if expected else exc, extra={"data": data})
 
-    def report_identity_problem(self, problem: MeshguardError) -> None:
+    def report_identity_problem(self, problem: Exception) -> None:
         """A source of identity has sent something unusable."""
         self._failed("identity", problem)
 
@@ -164,7 +165,7 @@ class Runtime:
             ("decision_log", old.decision_log, new.decision_log),
             ("telemetry", old.telemetry, new.telemetry),
             ("jwt", old.jwt, new.jwt),
-            *((f"listeners.{name}.address", _address(old.listeners.get(name)), _address(new.listeners[name])) for name in new.listeners),
+            *((f"listeners.{name}.address", address(old.listeners.get(name)), address(new.listeners[name])) for name in new.listeners),
         ):
             if before is not None and before != after:
                 problems.append(Problem(inputs.loaded.document.file, path, "no change while running: this takes a restart"))
@@ -180,37 +181,63 @@ class Runtime:
         material = identity.material if identity is not None else None
         own_id = material.spiffe_id if material is not None else ""
         views = {name: listener_view(name, config) for name, config in configuration.listeners.items()}
-        contexts = {name: _server_context(config, identity, trust) for name, config in configuration.listeners.items()}
+        contexts = {name: server_context(config, identity, trust) for name, config in configuration.listeners.items()}
         prepared = self.upstreams.prepare(configuration.clusters, material, trust)
-        revision = self.state.revision + 1
-
-        retired = self.upstreams.apply(configuration.clusters, prepared)
+        sampling = Sampling(configuration.telemetry.sample)
+        own_reader = Reader(inputs.policy.bind(own_principal(identity)).roles, own_id or None)
+        before = self.snapshot
         snapshot = Snapshot(
-            revision=revision,
+            revision=self.state.revision + 1,
             policy=inputs.policy,
             trust=trust,
             own_id=own_id,
             listeners=views,
-            clusters={**self.upstreams.clusters},
+            clusters={},
             fields=inputs.fields,
             tokens=self._tokens,
-            sampling=Sampling(configuration.telemetry.sample),
-            own_reader=Reader(inputs.policy.bind(_own_principal(identity)).roles, own_id or None),
+            sampling=sampling,
+            own_reader=own_reader,
         )
-        before = self.snapshot
-        self._swap(snapshot, inputs, contexts)
+        fresh = self._bind_new(snapshot, configuration.listeners, contexts)  # the last thing that can fail
+
+        retired = self.upstreams.apply(configuration.clusters, prepared)
+        snapshot.clusters.update(self.upstreams.clusters)
         self.inputs, self._identity, self._trust, self.snapshot = inputs, identity, trust, snapshot
+        for journey, listener in fresh:
+            self.journeys[listener.name], self.listeners[listener.name] = journey, listener
+        self._swap(snapshot, inputs, contexts)
         state = self.state
-        state.revision, state.policy_digest, state.since = revision, inputs.policy.digest, time.time()
-        state.warnings = [str(problem) for problem in inputs.policy.warnings]
+        state.revision, state.policy_digest, state.since = snapshot.revision, inputs.policy.digest, time.time()
+        state.warnings = [str(problem) for problem in inputs.warnings]
         if material is not None:
             state.identity, state.identity_not_after = material.spiffe_id, material.not_after
         for cluster in retired:
-            self._retired.append(cluster)
-            self._background.create_task(self._retire(cluster))
+            task = self._background.create_task(self._retire(cluster))
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
         if before is not None:
             before.release()
         self._settle_memory()
+        for _, listener in fresh:
+            await listener.start()
+
+    def _bind_new(
+        self, snapshot: Snapshot, configs: Mapping[str, ListenerConfig], contexts: Mapping[str, ssl.SSLContext | None]
+    ) -> list[tuple[Journey, Listener[Http1Connection]]]:
+        """Listeners that are new in this configuration, with their addresses taken. Raises OSError, and then none is."""
+        fresh: list[tuple[Journey, Listener[Http1Connection]]] = []
+        try:
+            for name, config in configs.items():
+                if name not in self.listeners:
+                    journey = self._new_journey(name, snapshot)
+                    listener = self._new_listener(name, config, journey, TlsGate(contexts[name], connection_limit(config)))
+                    fresh.append((journey, listener))
+                    listener.bind()
+        except OSError:
+            for _, listener in fresh:
+                listener.release()
+            raise
+        return fresh
 
     def _settle_memory(self) -> None:
         """Keeps what is loaded out of the collector's way: a full collection over a large policy would take 100 ms in the middle of
@@ -227,19 +254,35 @@ class Runtime:
         self.budget.body_bytes = configuration.limits.inspect_body_bytes
         self.budget.total_bytes = configuration.limits.inspect_total_bytes
         for name, config in configuration.listeners.items():
-            journey = self.journeys.get(name)
-            if journey is None:
-                journey = self.journeys[name] = self._new_journey(name, snapshot)
-                self.listeners[name] = self._new_listener(name, config, journey, TlsGate(contexts[name]))
-            listener = self.listeners[name]
-            listener.gate.plaintext_until = snapshot.listeners[name].plaintext_until if config.tls == "permissive" else 0.0
-            listener.gate.context = contexts[name]
-            listener.limit = _connection_limit(config)
+            journey, gate = self.journeys[name], self.listeners[name].gate
+            view = snapshot.listeners[name]
+            gate.plaintext_until = view.plaintext_until
+            gate.context = contexts[name]
+            gate.limit = connection_limit(config)
+            gate.buffer_bytes = config.limits.buffer_bytes
+            changed = journey.snapshot.listeners[name].configured != view.configured
             journey.snapshot = snapshot
+            if changed:
+                for door in journey.connections:
+                    door.adopt(view.new_engine(view.wire_limits, view.field_rules), view.limits)
         for name in [name for name in self.listeners if name not in configuration.listeners]:
-            self.journeys.pop(name).draining = True
-            self.listeners.pop(name).finish()
+            self._leave(self.journeys.pop(name), self.listeners.pop(name))
         self.judge_connections()
+
+    def _leave(self, journey: Journey, listener: Listener[Http1Connection]) -> None:
+        """A listener that is no longer configured: what runs finishes, under the identities that are trusted now."""
+        journey.draining = True
+        self._leaving[listener.name] = journey
+
+        def gone() -> None:
+            listener.abandon("removed")
+            if self._leaving.get(listener.name) is journey:
+                del self._leaving[listener.name]
+
+        listener.finish()
+        journey.on_quiet = gone
+        if not journey.connections:
+            gone()
 
     def _new_journey(self, name: str, snapshot: Snapshot) -> Journey:
         telemetry = self.telemetry
@@ -259,25 +302,30 @@ class Runtime:
             view = journey.snapshot.listeners[name]
             return Http1Connection(journey, view.new_engine(view.wire_limits, view.field_rules), view.limits)
 
-        return Listener(name, (config.address.host, config.address.port), gate, new_door, journey.connections, _connection_limit(config))
+        def on_load(share: float) -> None:
+            view = journey.snapshot.listeners[name]
+            full = share * listener.gate.limit
+            journey.crowded = full > 1 and share >= view.close_share
+            journey.shedding = full > 1 and share > view.shed_share
 
-    async def _open_new_listeners(self) -> None:
-        for listener in self.listeners.values():
-            if not listener.listening:
-                await listener.start()
+        listener = Listener(name, (config.address.host, config.address.port), gate, new_door, journey.connections, on_load)
+        return listener
 
     async def _retire(self, cluster: Cluster) -> None:
         """A cluster that left the configuration finishes what it carries."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.inputs.configuration.drain_s):
-                await cluster.drain()
-        await cluster.close()
-        self._retired.remove(cluster)
+        self._retired.append(cluster)
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.inputs.configuration.drain_s):
+                    await cluster.drain()
+        finally:
+            self._retired.remove(cluster)
+            await cluster.close()
 
     # -- living identities ----------------------------------------------------------------------------------------------
 
     def judge_connections(self) -> None:
-        """Ends connections whose identity has expired, was revoked or lost its trust; idle ones and those with a request alike."""
+        """Ends connections whose caller may no longer be served: expired, revoked, untrusted or, with a request under way, now denied."""
         now = time.time()
         for journey in self.journeys.values():
             snapshot = journey.snapshot
@@ -291,17 +339,36 @@ class Runtime:
                     if peer.refusal is not None and before is None:
                         door.cut(peer.refusal.code)
                         continue
-                if now >= peer.expires:
+                    if door.stream is not None and not journey.still_permitted(door.stream):
+                        door.cut("policy_denied")
+                        continue
+                if now >= peer.expires or not still_trusted(peer, snapshot.trust, now):
+                    door.cut("identity_expired")
+        for journey in self._leaving.values():
+            for door in list(journey.connections):
+                if door.peer is not None and (now >= door.peer.expires or not still_trusted(door.peer, self._trust, now)):
                     door.cut("identity_expired")
 
-    async def watch_expiry(self) -> None:
-        """Judges all connections twice a second: an expired SVID ends its connections within a second (security.md 3)."""
+    async def watch(self) -> None:
+        """Judges all connections twice a second (an expired SVID ends its connections within a second), renews worn contexts, sweeps
+        pools. Whatever fails in one look, the next one comes."""
         while True:
-            await asyncio.sleep(_EXPIRY_LOOK_S)
-            self.judge_connections()
-            now = time.monotonic()
-            for cluster in (*self.upstreams.clusters.values(), *self._retired):
-                cluster.sweep(now)
+            await asyncio.sleep(_LOOK_S)
+            try:
+                self.judge_connections()
+                self._renew_contexts()
+                now = time.monotonic()
+                for cluster in (*self.upstreams.clusters.values(), *self._retired):
+                    cluster.sweep(now)
+            except Exception:
+                # the outermost loop of a background service
+                log.exception("a periodic look failed")
+
+    def _renew_contexts(self) -> None:
+        """OpenSSL keeps TLS 1.2 sessions in the context and Python cannot tell it not to: a context that has gathered many is replaced."""
+        for name, listener in self.listeners.items():
+            if listener.gate.context is not None and worn_out(listener.gate.context):
+                listener.gate.context = server_context(self.inputs.configuration.listeners[name], self._identity, self._trust)
 
     # -- the end --------------------------------------------------------------------------------------------------------
 
@@ -311,47 +378,21 @@ class Runtime:
         self.state.ready = False
         for listener in self.listeners.values():
             listener.finish()
-        deadline = time.monotonic() + grace_s
-        while any(journey.connections for journey in self.journeys.values()) and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
+        quiet = asyncio.Event()
+
+        def look() -> None:
+            if not any(journey.connections for journey in self.journeys.values()):
+                quiet.set()
+
+        for journey in self.journeys.values():
+            journey.on_quiet = look
+        look()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                await quiet.wait()
         for listener in self.listeners.values():
             listener.abandon("shutdown")
+        for task in self._retiring:
+            task.cancel()
         for cluster in list(self.upstreams.clusters.values()):
             await cluster.close()
-
-
-def _address(config: ListenerConfig | None) -> str | None:
-    return None if config is None else str(config.address)
-
-
-def _server_context(config: ListenerConfig, identity: IdentityUpdate | None, trust: TrustStore | None) -> ssl.SSLContext | None:
-    if config.tls == "none":
-        return None
-    if config.tls == "server" and config.certificate is not None and config.key is not None:
-        from meshguard.identity.material import load_material
-        from meshguard.identity.pem import read_certificates
-
-        material = load_material(read_certificates(config.certificate.read_bytes()), config.key.read_bytes(), svid=False)
-        return build_server_context(material, (), mode="server", alpn=_ALPN)
-    if identity is None or trust is None:
-        raise IdentityError("identity_unavailable", "a TLS listener needs an own identity")
-    mode: ServerMode = "server" if config.tls == "server" else "mutual"
-    return build_server_context(identity.material, trust.anchors(), mode=mode, alpn=_ALPN)
-
-
-def _own_principal(identity: IdentityUpdate | None) -> Principal | None:
-    if identity is None:
-        return None
-    material = identity.material
-    path = material.spiffe_id.removeprefix(f"spiffe://{material.trust_domain}")
-    return Principal(
-        material.spiffe_id, material.trust_domain, path, material.not_before, material.not_after, material.serial, material.thumbprint
-    )
-
-
-def _connection_limit(config: ListenerConfig) -> int:
-    if config.limits.connections is not None:
-        return config.limits.connections
-    return max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
-
-

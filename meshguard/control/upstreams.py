@@ -66,13 +66,14 @@ def client_tls(config: ClusterTls | None, material: Material | None, trust: Trus
     matches = principal_matcher(patterns)
     store = trust
 
-    def verify(channel: Channel) -> None:
+    def verify(channel: Channel) -> float:
         """INVARIANT: stands in for the host name check and is never skipped (security.md 3)."""
         tls = channel.tls
         chain = peer_chain(tls) if tls is not None else ()
         principal = store.verify(chain, time())
         if not matches(principal.spiffe_id):
             raise IdentityError("unexpected_peer", f"the upstream is {principal.spiffe_id}")
+        return principal.not_after
 
     return ClientTls(build_client_context(own, trust.anchors()), None, verify)
 
@@ -90,7 +91,7 @@ class Upstreams:
         self.clusters: dict[str, Cluster] = {}
         self._connectors: dict[str, Connector] = {}
         self._tls: dict[str, ClusterTls | None] = {}
-        self._limits = WireLimits()
+        self.limits = WireLimits()
 
     def prepare(
         self, configs: Mapping[str, ClusterConfig], material: Material | None, trust: TrustStore | None
@@ -105,7 +106,7 @@ class Upstreams:
         for name, (settings, tls) in prepared.items():
             cluster = self.clusters.get(name)
             if cluster is None:
-                connector = Connector(lambda: ResponseParser(self._limits), tls)
+                connector = Connector(lambda: ResponseParser(self.limits), tls)
                 cluster = Cluster(name, settings, connector.connect, opener=connector.open_stream)
                 connector.cluster = cluster
                 self.clusters[name] = cluster

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from meshguard.control.settings.listeners import HeaderChanges, ListenerConfig, RouteConfig
-from meshguard.net.http1_server import ConnectionLimits
+from meshguard.net.limits import ConnectionLimits
 from meshguard.pipeline.routes import HeaderOperations, Route, RouteTable, authority_matcher
 from meshguard.pipeline.snapshot import ListenerView
 from meshguard.policy.paths import Parameter, parse_template
@@ -54,6 +54,9 @@ def listener_view(name: str, config: ListenerConfig) -> ListenerView:
         field_rules=FieldRules(tuple(name.encode("ascii") for name in config.strip_headers), config.underscores),
         new_engine=ENGINES[config.engine],
         requires_identity=config.tls == "mutual",
+        configured=config,
+        close_share=limits.overload_close_percent / 100,
+        shed_share=limits.overload_shed_percent / 100,
         plaintext_until=config.permissive_until.timestamp() if config.permissive_until is not None else 0.0,
         trusts=principal_matcher(config.trusted_proxies) if config.trusted_proxies else None,
     )

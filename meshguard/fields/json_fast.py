@@ -17,20 +17,16 @@ from __future__ import annotations
 
 import re
 
+from msgspec import DecodeError, Raw
+from msgspec.json import Decoder
+
 from meshguard.fields.json_scan import MAX_DEPTH, Span
 from meshguard.fields.selectors import Matcher, State
 
-try:
-    from msgspec import DecodeError, Raw
-    from msgspec.json import Decoder
-except ImportError:  # pragma: no cover
-    AVAILABLE = False
-else:
-    AVAILABLE = True
-    _read_members = Decoder(dict[str, Raw]).decode
-    _read_elements = Decoder(list[Raw]).decode
+__all__ = ["shallow", "try_scan"]
 
-__all__ = ["AVAILABLE", "shallow", "try_scan"]
+_read_members = Decoder(dict[str, Raw]).decode
+_read_elements = Decoder(list[Raw]).decode
 
 _key = re.compile(rb'[ \t\n\r]*+"[^"\\]*+(?:\\.[^"\\]*+)*+"[ \t\n\r]*+:[ \t\n\r]*+').match
 _space = re.compile(rb"[ \t\n\r]*+").match

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from meshguard.fields.json_fast import AVAILABLE, try_scan
+from meshguard.fields.json_fast import try_scan
 from meshguard.fields.json_scan import Span, resolve, scan
 from meshguard.fields.selectors import Matcher
 
@@ -11,7 +11,7 @@ __all__ = ["locate"]
 
 def locate(body: bytes, matcher: Matcher) -> list[Span]:
     """Validate `body` and return the disjoint spans of the selected values, in order. Raises JsonError."""
-    spans = try_scan(body, matcher) if AVAILABLE else None
+    spans = try_scan(body, matcher)
     if spans is None:
         spans = scan(body, matcher)
     return resolve(spans) if len(spans) > 1 else spans

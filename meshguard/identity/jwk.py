@@ -44,8 +44,8 @@ _CURVES: dict[str, tuple[ec.EllipticCurve, str, int, int]] = {
 }  # fmt: skip
 _RSA_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
 
-ALGORITHMS = frozenset((*_RSA_ALGORITHMS, "ES256", "ES384", "ES512", "EdDSA"))
-"""What may be configured. Never `none`, never HMAC."""
+ALGORITHMS = frozenset((*_RSA_ALGORITHMS, "ES256", "ES384", "ES512", "EdDSA", "Ed25519"))
+"""What may be configured. Never `none`, never HMAC. `Ed25519` is the name of RFC 9864 for what RFC 8037 calls `EdDSA`."""
 
 
 class VerificationKey:
@@ -191,7 +191,7 @@ def _ec(kid: str, member: Mapping[str, object]) -> VerificationKey:
 def _okp(kid: str, member: Mapping[str, object]) -> VerificationKey:
     if member.get("crv") != "Ed25519":
         raise ValueError("unknown curve")
-    return VerificationKey(kid, frozenset(("EdDSA",)), Ed25519PublicKey.from_public_bytes(_octets(member, "x")))
+    return VerificationKey(kid, frozenset(("EdDSA", "Ed25519")), Ed25519PublicKey.from_public_bytes(_octets(member, "x")))
 
 
 def _octets(member: Mapping[str, object], name: str) -> bytes:

@@ -75,6 +75,9 @@ class RequestRecord(Protocol):
     """One finished request. Times are `time.monotonic()` seconds; 0.0 means that it did not happen."""
 
     @property
+    def principal(self) -> Principal | None: ...  # who it was judged as; the peer's may have changed since
+
+    @property
     def number(self) -> int: ...  # counts up in this process; decision id = f"{boot_id}-{number:x}"
     @property
     def decision_id(self) -> str: ...  # property, made on demand
@@ -109,7 +112,7 @@ class RequestRecord(Protocol):
     @property
     def attempts(self) -> int: ...  # how often the request was sent again after the first time
     @property
-    def aborted(self) -> str: ...  # "" or who ended it early: "client", "upstream", "deadline", "shutdown"
+    def aborted(self) -> str: ...  # "" or who ended it early: "client", "upstream", "deadline", "shutdown", "revoked"
     @property
     def trace_id(self) -> bytes: ...  # 32 hex digits
     @property

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from ssl import MemoryBIO, SSLContext, SSLWantReadError
 from typing import Any, Protocol, cast
 
-__all__ = ["Application", "Channel", "PlainChannel", "TlsChannel"]
+__all__ = ["NOT_YET", "Application", "Channel", "PlainChannel", "TlsChannel"]
 
 _RECORD = 16384
 """Largest TLS record: reading in pieces of this size empties one per call."""
@@ -38,19 +38,22 @@ class Application(Protocol):
 class Channel(asyncio.Protocol):
     """Common part. `write` is an instance attribute so that the plain case is the transport's own method."""
 
-    __slots__ = ("_application", "closed", "peer", "transport", "write")
+    __slots__ = ("_aborted", "_application", "_buffer_bytes", "closed", "held", "peer", "transport", "write")
 
     write: Callable[[bytes], Any]
 
-    def __init__(self, application: Application) -> None:
+    def __init__(self, application: Application, buffer_bytes: int = HIGH_WATER) -> None:
         self._application = application
+        self._buffer_bytes = buffer_bytes
         self.closed = False
+        self._aborted = False
+        self.held = False  # reading is paused
         self.transport: asyncio.Transport = None  # type: ignore[assignment]  # set by connection_made before any use
         self.peer: tuple[str, int] = ("", 0)
 
     def _attach(self, transport: asyncio.BaseTransport) -> None:
         self.transport = stream = cast("asyncio.Transport", transport)
-        stream.set_write_buffer_limits(high=HIGH_WATER, low=HIGH_WATER // 4)
+        stream.set_write_buffer_limits(high=self._buffer_bytes, low=self._buffer_bytes // 4)
         address = transport.get_extra_info("peername")
         if isinstance(address, tuple) and len(address) >= 2:
             self.peer = (str(address[0]), int(address[1]))
@@ -63,17 +66,26 @@ class Channel(asyncio.Protocol):
         return None
 
     @property
+    def unread(self) -> bool:
+        """Octets have arrived that the application has not seen yet."""
+        return False
+
+    @property
     def local(self) -> tuple[str, int]:
         address = self.transport.get_extra_info("sockname")
         return (str(address[0]), int(address[1])) if isinstance(address, tuple) and len(address) >= 2 else ("", 0)
 
     def pause_reading(self) -> None:
-        if not self.closed:
-            self.transport.pause_reading()
+        if not self.held:
+            self.held = True
+            if not self.closed:
+                self.transport.pause_reading()
 
     def resume_reading(self) -> None:
-        if not self.closed:
-            self.transport.resume_reading()
+        if self.held:
+            self.held = False
+            if not self.closed:
+                self.transport.resume_reading()
 
     def close(self) -> None:
         """Ends the stream in order after what was written."""
@@ -91,14 +103,14 @@ class Channel(asyncio.Protocol):
 
     def abort(self) -> None:
         """Ends the stream at once: the peer sees a reset, or at least no orderly end, so that nothing cut short looks whole."""
-        if not self.closed:
-            self.closed = True
+        if not self._aborted:  # also after `close`: a peer that does not read would keep the rest of the answer, and us, for ever
+            self._aborted = self.closed = True
             self.write = _discard
             _reset_on_close(self.transport)
             self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.closed = True
+        self._aborted = self.closed = True
         self.write = _discard
         application, self._application = self._application, _GONE
         application.lost("" if exc is None else type(exc).__name__)
@@ -134,13 +146,13 @@ class TlsChannel(Channel):
 
     __slots__ = (
         "_context",
+        "_eof_waits",
         "_feed",
         "_fill",
-        "_held",
         "_incoming",
         "_object",
         "_outgoing",
-        "_peer_done",
+        "_peer_ended",
         "_plaintext_answer",
         "_read",
         "_seal",
@@ -149,12 +161,18 @@ class TlsChannel(Channel):
     )
 
     def __init__(
-        self, application: Application, context: SSLContext, server_name: str | None = None, *, plaintext_answer: bytes = b""
+        self,
+        application: Application,
+        context: SSLContext,
+        server_name: str | None = None,
+        *,
+        plaintext_answer: bytes = b"",
+        buffer_bytes: int = HIGH_WATER,
     ) -> None:
-        super().__init__(application)
+        super().__init__(application, buffer_bytes)
         self._plaintext_answer = plaintext_answer
-        self._held = False
-        self._peer_done = False  # close_notify was received
+        self._peer_ended = False
+        self._eof_waits = False
         self._context = context
         self._server_name = server_name
         self.established = False
@@ -214,16 +232,15 @@ class TlsChannel(Channel):
             return
         self.transport.write(self._fill())
 
-    def pause_reading(self) -> None:
-        self._held = True
-        super().pause_reading()
-
     def resume_reading(self) -> None:
-        if self._held:
-            self._held = False
+        if self.held:
             super().resume_reading()
-            if self._incoming.pending:  # records that came in the same read as the one that made the application pause
+            if self._incoming.pending or self._eof_waits:  # what came in the same read as that which made the application pause
                 asyncio.get_running_loop().call_soon(self._drain)
+
+    @property
+    def unread(self) -> bool:
+        return self._incoming.pending > 0
 
     def data_received(self, data: bytes) -> None:
         self._feed(data)
@@ -237,7 +254,7 @@ class TlsChannel(Channel):
         incoming = self._incoming
         read = self._read
         try:
-            while not self.closed and not self._held:
+            while not self.closed and not self.held:
                 plain = read(_RECORD)
                 if not plain:
                     self._peer_closed()
@@ -254,31 +271,33 @@ class TlsChannel(Channel):
             return
         except ssl.SSLError as exc:
             self._flush()
-            self.abort()
-            self._application.lost(f"tls: {exc.reason or type(exc).__name__}")
-            self._application = _GONE
+            self._lose(f"tls: {exc.reason or type(exc).__name__}")
             return
         if self._outgoing.pending:  # key updates and the like ask for an answer
             self._flush()
+        if self._eof_waits and not incoming.pending and not self.held:
+            self._lose("tls: truncated")
 
     def _peer_closed(self) -> None:
-        self._peer_done = True
-        if not self.closed:
+        if not self.closed and not self._peer_ended:
+            self._peer_ended = True
             self._application.ended()
 
+    def _lose(self, reason: str) -> None:
+        application, self._application = self._application, _GONE
+        self.abort()
+        application.lost(reason)
+
     def eof_received(self) -> bool:
-        """TCP closed without close_notify: a truncation, never the orderly end of a message that its connection ends. After one it is what
-        the peer has announced: what is under way may still be answered, as in plaintext."""
+        """TCP closed without close_notify: a truncation, never the orderly end of a message that its connection ends."""
         if self.closed:
             return False
-        if self._peer_done:
+        if self._peer_ended:
+            return True  # it said so before: half-closed, what is under way may still be answered
+        if self.established and self.held and self._incoming.pending:
+            self._eof_waits = True  # what is not read yet may hold the close_notify
             return True
-        if not self.established:
-            self.abort()
-            return False
-        self._application.lost("tls: truncated")
-        self._application = _GONE
-        self.abort()
+        self._lose("tls: truncated" if self.established else "closed in the handshake")
         return False
 
     def close(self) -> None:
@@ -296,6 +315,18 @@ class TlsChannel(Channel):
             except ssl.SSLError:
                 pass  # we do not wait for the peer's close_notify (RFC 8446 section 6.1 allows it)
             self._flush()
+
+
+class _NotYet(Channel):
+    """Stands for the channel of a connection that is accepted and not attached yet: one turn of the loop."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        self.closed = False
+
+
+NOT_YET: Channel = _NotYet()
 
 
 def _discard(data: bytes) -> None:

@@ -22,11 +22,12 @@ __all__ = ["ClientTls", "Connector"]
 
 class ClientTls:
     """How a cluster speaks TLS: `context`, the `server_name` to send and compare (None: none), and `verify`, which raises
-    IdentityError unless the channel's peer is the one expected (None: the context has checked the name)."""
+    IdentityError unless the channel's peer is the one expected, and gives the end of its certificates in epoch seconds (None: the
+    context has checked the name)."""
 
     __slots__ = ("context", "server_name", "verify")
 
-    def __init__(self, context: ssl.SSLContext, server_name: str | None, verify: Callable[[Channel], None] | None) -> None:
+    def __init__(self, context: ssl.SSLContext, server_name: str | None, verify: Callable[[Channel], float] | None) -> None:
         self.context = context
         self.server_name = server_name
         self.verify = verify
@@ -89,6 +90,7 @@ class _StreamPeer(Channel):
     __slots__ = ("_object",)
 
     def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self.closed = True  # never used for more than its peer
         self._object: ssl.SSLObject | None = writer.get_extra_info("ssl_object")
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from time import time
 from typing import TYPE_CHECKING
 
 from meshguard.model.errors import IdentityError, UpstreamError
@@ -32,6 +33,7 @@ class UpstreamConnection:
     """An `Application` on a channel. `ready` completes when the channel is usable and the peer's identity is checked."""
 
     __slots__ = (
+        "_body_sent",
         "_chunked",
         "_engine",
         "_exchange",
@@ -43,6 +45,7 @@ class UpstreamConnection:
         "closed",
         "cluster",
         "endpoint",
+        "expires",
         "idle_since",
         "ready",
         "reused",
@@ -55,7 +58,7 @@ class UpstreamConnection:
         cluster: Cluster,
         endpoint: Endpoint,
         engine: ResponseEngine,
-        verify: Callable[[Channel], None] | None,
+        verify: Callable[[Channel], float] | None,
         ready: asyncio.Future[None],
     ) -> None:
         self.cluster = cluster
@@ -65,6 +68,8 @@ class UpstreamConnection:
         self.reused = False
         self.answered = False
         self.idle_since = 0.0
+        self.expires: float | None = None  # end of the peer's certificates, epoch seconds
+        self._body_sent = False
         self._engine = engine
         self._verify = verify
         self._exchange: Answer | None = None
@@ -80,7 +85,7 @@ class UpstreamConnection:
     def connected(self, channel: Channel) -> None:
         if self._verify is not None:
             try:
-                self._verify(channel)
+                self.expires = self._verify(channel)
             except IdentityError as exc:
                 self.closed = True
                 channel.abort()
@@ -179,6 +184,7 @@ class UpstreamConnection:
         self.answered = False
         self._reusable = False
         self._chunked = chunked
+        self._body_sent = False
         self._out = head
         self._engine.restart(method)
 
@@ -189,6 +195,7 @@ class UpstreamConnection:
         if out:
             self._out = b""
             data = out + data
+        self._body_sent = True
         self.channel.write(data)
 
     def send_end(self, trailers: bytes) -> None:
@@ -205,10 +212,20 @@ class UpstreamConnection:
         """The response is whole. Gives the connection back, or closes it where reuse is in doubt."""
         self._exchange = None
         self.reused = True
-        if self._reusable and request_complete and not self._engine.buffered and not self.closed:
+        if self.channel.held:  # a slow client must not leave its pause to the next one
+            self.channel.resume_reading()
+        if (
+            self._reusable
+            and request_complete
+            and not self._engine.buffered
+            and not self.closed
+            and not self.channel.unread  # an answer that nobody asked for may lie there
+            and (not self._body_sent or not self.channel.transport.get_write_buffer_size())
+            and (self.expires is None or time() < self.expires)
+        ):
             self.cluster.release(self)
         else:
-            self._close(None)
+            self._close(None, abort=not request_complete)
 
     def abandon(self) -> None:
         """The exchange ended before its response (client gone, deadline): nothing of it may reach another one."""

@@ -18,13 +18,14 @@ from typing import Any
 from meshguard.model.errors import RequestError
 from meshguard.model.messages import CHUNKED, NO_BODY, UNTIL_CLOSE, RequestHead
 from meshguard.model.reasons import MALFORMED_REQUEST, REQUEST_TIMEOUT, Reason
-from meshguard.net.channel import HIGH_WATER, Channel
+from meshguard.net.channel import HIGH_WATER, NOT_YET, Channel
+from meshguard.net.limits import ConnectionLimits
 from meshguard.net.stream import Handler, Stream
 from meshguard.wire.chunked import encode_chunk, encode_last_chunk
 from meshguard.wire.events import EndOfMessage, RequestEngine
 from meshguard.wire.serialise import CHUNKED_LINE, INTERIM_CONTINUE, STATUS_LINES, status_line
 
-__all__ = ["ConnectionLimits", "Http1Connection"]
+__all__ = ["Http1Connection"]
 
 log = logging.getLogger(__name__)
 
@@ -32,47 +33,11 @@ _LINGER_S = 2.0
 _CLOSE = b"connection: close\r\n"
 
 
-class ConnectionLimits:
-    """Deadlines of a downstream connection in seconds; sizes in octets (0: no limit)."""
-
-    __slots__ = (
-        "body_bytes",
-        "body_idle_s",
-        "body_total_s",
-        "handshake_s",
-        "head_s",
-        "idle_s",
-        "refused_body_bytes",
-        "requests_per_turn",
-    )
-
-    def __init__(
-        self,
-        handshake_s: float = 5.0,
-        head_s: float = 10.0,
-        body_idle_s: float = 10.0,
-        body_total_s: float = 60.0,
-        idle_s: float = 60.0,
-        body_bytes: int = 0,
-        refused_body_bytes: int = 65536,
-        requests_per_turn: int = 32,
-    ) -> None:
-        self.handshake_s = handshake_s
-        self.head_s = head_s
-        self.body_idle_s = body_idle_s
-        self.body_total_s = body_total_s
-        self.idle_s = idle_s
-        self.body_bytes = body_bytes
-        self.refused_body_bytes = refused_body_bytes
-        self.requests_per_turn = requests_per_turn
-
-
 class Http1Connection:
     """An `Application` on a channel and the `Downstream` of its exchanges. See the module."""
 
     __slots__ = (
         "_chunked",
-        "_client_done",
         "_close_after",
         "_discarded",
         "_draining",
@@ -81,15 +46,20 @@ class Http1Connection:
         "_handler",
         "_head",
         "_head_since",
+        "_held_at",
         "_limits",
         "_lingering",
+        "_next_engine",
         "_out",
         "_pumping",
         "_since",
         "_turn",
+        "_unwanted",
         "_whole",
+        "_writing_paused",
         "channel",
         "draining",
+        "held_s",
         "peer",
         "request_held",
         "stream",
@@ -98,6 +68,11 @@ class Http1Connection:
     channel: Channel
 
     def __init__(self, handler: Handler, engine: RequestEngine, limits: ConnectionLimits) -> None:
+        self.channel = NOT_YET
+        self._unwanted = False
+        self._next_engine: RequestEngine | None = None
+        self._held_at = 0.0
+        self.held_s = 0.0  # of the present request: how long its body was held back
         self._handler = handler
         self._engine = engine
         self._limits = limits
@@ -113,8 +88,8 @@ class Http1Connection:
         self._pumping = False
         self._discarded = 0
         self._turn = 0
+        self._writing_paused = False
         self._whole = True  # the request under way came in full
-        self._client_done = False  # the client has closed its side
         self.peer: Any = None
         self.stream: Stream | None = None
         self.request_held = False
@@ -124,6 +99,8 @@ class Http1Connection:
 
     def attached(self, channel: Channel) -> None:
         self.channel = channel
+        if self._unwanted:
+            channel.abort()
 
     def connected(self, channel: Channel) -> None:
         self._since = monotonic()
@@ -139,19 +116,17 @@ class Http1Connection:
         engine.receive(data)
         if not self._pumping:
             self._pump()
-            if engine.buffered > HIGH_WATER and not self.request_held:
+            if engine.buffered > HIGH_WATER and not self.request_held and (self.stream is not None or self._writing_paused):
                 self.hold_request()
 
     def ended(self) -> None:
-        """The client closed its side: what came in full is answered, nothing more comes."""
+        """The client closed its side: what is under way may be answered, nothing more comes."""
         if self.stream is None or self._engine.in_head:
-            self.channel.close()
+            self._close()
         elif not self._lingering:
-            self._client_done = True
+            self._close_after = True
             if not self._whole and not self.request_held:
                 self._broken(RequestError(MALFORMED_REQUEST, "the client closed its side inside the body"))
-            elif not self._engine.buffered:
-                self._close_after = True
 
     def lost(self, reason: str) -> None:
         stream, self.stream = self.stream, None
@@ -160,12 +135,17 @@ class Http1Connection:
         self._handler.farewell(self, self.peer, reason)
 
     def pause(self) -> None:
+        self._writing_paused = True
         if self.stream is not None:
             self.stream.pause()
 
     def resume(self) -> None:
+        self._writing_paused = False
         if self.stream is not None:
             self.stream.resume()
+        elif not self._lingering:
+            self.release_request()
+            self._resume_pump()
 
     # -- reading --------------------------------------------------------------------------------------------------------
 
@@ -173,10 +153,12 @@ class Http1Connection:
         """Takes events from the engine until it has none, or the exchange has to move first."""
         self._pumping = True
         engine = self._engine
+        heads = 0
+        moved = False  # body events went to the exchange
         try:
             while not self._lingering:
-                if self.request_held:
-                    break
+                if self.request_held or (self._writing_paused and self.stream is None):
+                    break  # a client that does not read its answers gets no further ones made
                 event = engine.next()
                 if event is None:
                     if self.stream is None and not self._head_since and engine.in_head:
@@ -184,14 +166,17 @@ class Http1Connection:
                     break
                 if type(event) is RequestHead:
                     self._begin(event)
-                    if self.stream is None:
-                        if self._turn_over():
-                            break
-                    elif event.length == NO_BODY:
+                    heads += 1
+                    if heads >= self._limits.requests_per_turn and self.stream is None and engine.buffered:
+                        asyncio.get_running_loop().call_soon(self._resume_pump)
                         break
+                    if event.length == NO_BODY and self.stream is not None:
+                        break
+                    moved = True
                 elif self._draining:
                     self._drain(event)
                 elif self.stream is not None:
+                    moved = True
                     if type(event) is bytes:
                         self.stream.request_data(event)
                     elif type(event) is EndOfMessage:
@@ -204,15 +189,20 @@ class Http1Connection:
             self._unforeseen(exc)
         finally:
             self._pumping = False
-        if self.stream is not None:
+        if moved and self.stream is not None:
             self.stream.flush_request()
+
+    def _resume_pump(self) -> None:
+        if not self._pumping and not self.channel.closed and not self._lingering:
+            self._pump()
 
     def _begin(self, head: RequestHead) -> None:
         self._head = head
         self._whole = head.length == NO_BODY
         self._head_since = 0.0
+        self.held_s = 0.0
         self._chunked = False
-        if not head.keep_alive or self.draining:
+        if not head.keep_alive or self.draining or self._handler.crowded:
             self._close_after = True
         self._handler.begin(self, self.peer, head)
 
@@ -248,27 +238,18 @@ class Http1Connection:
     def _next(self) -> None:
         """Ready for the next request."""
         self._engine.restart()
+        if self._next_engine is not None:
+            self._change_engine()
         self._since = monotonic()
         if self.request_held:
             self.release_request()
-        if self._engine.buffered:
-            if not self._pumping and not self._turn_over():
+        if self._engine.buffered and not self._pumping:
+            self._turn += 1
+            if self._turn >= self._limits.requests_per_turn:
+                self._turn = 0
+                asyncio.get_running_loop().call_soon(self._resume_pump)
+            else:
                 self._pump()
-        elif self._client_done:
-            self.channel.close()
-
-    def _turn_over(self) -> bool:
-        """Counts a request; after so many in one turn of the loop the next ones wait for another turn."""
-        self._turn += 1
-        if self._turn < self._limits.requests_per_turn:
-            return False
-        self._turn = 0
-        asyncio.get_running_loop().call_soon(self._next_turn)
-        return True
-
-    def _next_turn(self) -> None:
-        if not self.channel.closed and not self._pumping:
-            self._pump()
 
     # -- writing (Downstream) -------------------------------------------------------------------------------------------
 
@@ -349,11 +330,13 @@ class Http1Connection:
     def hold_request(self) -> None:
         if not self.request_held:
             self.request_held = True
+            self._held_at = monotonic()
             self.channel.pause_reading()
 
     def release_request(self) -> None:
         if self.request_held:
             self.request_held = False
+            self.held_s += monotonic() - self._held_at
             self.channel.resume_reading()
             if not self._pumping:
                 self._pump()
@@ -362,7 +345,7 @@ class Http1Connection:
         self.stream = None
         if self._close_after:
             if request_complete and not self._engine.buffered:
-                self.channel.close()
+                self._close()
             else:
                 self._linger()
         elif request_complete:
@@ -396,7 +379,10 @@ class Http1Connection:
         """One look by the listener's sweep."""
         stream = self.stream
         limits = self._limits
-        if stream is not None:
+        if self.channel.closed:
+            if now - self._since > limits.idle_s:  # the peer does not take the rest of its answer
+                self.channel.abort()
+        elif stream is not None:
             stream.expire(now)
         elif self.peer is None:
             if now - self._since > limits.handshake_s:
@@ -408,31 +394,55 @@ class Http1Connection:
             if now - self._head_since > limits.head_s:
                 self._broken(RequestError(REQUEST_TIMEOUT, "head"))
         elif self._draining:
-            if now - self._since > limits.body_total_s:
+            if now - self._since > (limits.body_total_s or limits.idle_s):
                 self.channel.abort()
         elif now - self._since > limits.idle_s:
-            self.channel.close()
+            self._close()
 
     def finish(self) -> None:
         """No further request: closes now when idle, else after the answer under way (drain, expiry of the identity)."""
         self.draining = True
         self._close_after = True
-        if self.stream is None and not self._lingering and not self._head_since:
-            self.channel.close()
+        if self.channel is NOT_YET:
+            self._unwanted = True
+        elif self.stream is None and not self._lingering and not self._head_since:
+            self._close()
 
     def cut(self, why: str) -> None:
-        """The identity of the connection is no longer good: what is under way is refused or cut, then it ends."""
+        """The caller may no longer be served (`why` is for the record): what is under way is cut, then the connection ends."""
         self._close_after = True
-        if self.stream is not None:
-            self.stream.client_gone(why)
-            self.stream = None
+        stream, self.stream = self.stream, None
+        if stream is not None:
+            stream.client_gone(why, "revoked")
             self.channel.abort()
         elif not self._lingering:
-            self.channel.close()
+            self._close()
 
     def abandon(self, why: str) -> None:
         """Ends the connection at once, also before the handshake is complete."""
         stream, self.stream = self.stream, None
         if stream is not None:
-            stream.client_gone(why)
-        self.channel.abort()
+            stream.client_gone(why, "shutdown")
+        if self.channel is NOT_YET:
+            self._unwanted = True
+        else:
+            self.channel.abort()
+
+    def _close(self) -> None:
+        self._since = monotonic()
+        self.channel.close()
+
+    def adopt(self, engine: RequestEngine, limits: ConnectionLimits) -> None:
+        """Other settings of the listener: from the next request on."""
+        self._limits = limits
+        self._next_engine = engine
+        if self.stream is None and not self._draining and not self._engine.in_head:
+            self._change_engine()
+
+    def _change_engine(self) -> None:
+        engine, self._next_engine = self._next_engine, None
+        if engine is not None:
+            rest = self._engine.rest()
+            self._engine = engine
+            if rest:
+                engine.receive(rest)

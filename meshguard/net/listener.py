@@ -35,14 +35,17 @@ class Door(Application, Protocol):
 
 
 class TlsGate:
-    """The TLS side of a listener. `context` is None for plaintext; it is replaced whole on rotation, so that new handshakes use
-    the new one. `plaintext_until` (epoch seconds) permits plaintext beside TLS until then."""
+    """What a listener lets in. `context` is None for plaintext; it is replaced whole on rotation, so that new handshakes use the new
+    one. `plaintext_until` (epoch seconds) ends plaintext where it is only permitted for a time: beside TLS, or alone (0: no end).
+    `limit` bounds the connections; `buffer_bytes` is the high-water mark of what waits to be written to one."""
 
-    __slots__ = ("context", "plaintext_until")
+    __slots__ = ("buffer_bytes", "context", "limit", "plaintext_until")
 
-    def __init__(self, context: ssl.SSLContext | None, plaintext_until: float = 0.0) -> None:
+    def __init__(self, context: ssl.SSLContext | None, limit: int, plaintext_until: float = 0.0, buffer_bytes: int = 65536) -> None:
         self.context = context
+        self.limit = limit
         self.plaintext_until = plaintext_until
+        self.buffer_bytes = buffer_bytes
 
 
 D = TypeVar("D", bound=Door)
@@ -52,22 +55,28 @@ class Listener(Generic[D]):
     """One address. `doors` is the set of its live connections, which the door factory's applications leave by themselves."""
 
     def __init__(
-        self, name: str, address: tuple[str, int], gate: TlsGate, new_door: Callable[[], D], doors: set[D], limit: int
+        self,
+        name: str,
+        address: tuple[str, int],
+        gate: TlsGate,
+        new_door: Callable[[], D],
+        doors: set[D],
+        on_load: Callable[[float], None],
     ) -> None:
         self.name = name
         self.address = address
         self.gate = gate
-        self.limit = limit
         self.refused = 0
         self.accepted = 0
         self._new_door = new_door
+        self._on_load = on_load  # told the share of the limit that is in use
         self._doors = doors
         self._server: asyncio.Server | None = None
+        self._socket: socket.socket | None = None
         self._sweep: asyncio.TimerHandle | None = None
 
-    async def start(self) -> None:
-        """Begins to listen. Raises OSError."""
-        loop = asyncio.get_running_loop()
+    def bind(self) -> socket.socket:
+        """Takes the address, without accepting yet. Raises OSError."""
         host, port = self.address
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         sock = socket.socket(family, socket.SOCK_STREAM)
@@ -77,10 +86,24 @@ class Listener(Generic[D]):
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.bind(("127.0.0.1" if host == "localhost" else host, port))
             sock.setblocking(False)
-            self._server = await loop.create_server(self._accept, sock=sock, backlog=_BACKLOG)
         except BaseException:
             sock.close()
             raise
+        self._socket = sock
+        return sock
+
+    def release(self) -> None:
+        """Gives up an address that was bound and not used."""
+        if self._socket is not None and self._server is None:
+            self._socket.close()
+            self._socket = None
+
+    async def start(self) -> None:
+        """Begins to accept."""
+        loop = asyncio.get_running_loop()
+        if self._socket is None:
+            self._socket = self.bind()
+        self._server = await loop.create_server(self._accept, sock=self._socket, backlog=_BACKLOG)
         self._sweep = loop.call_later(SWEEP_S, self._look)
 
     @property
@@ -92,23 +115,31 @@ class Listener(Generic[D]):
         return len(self._doors)
 
     def _accept(self) -> asyncio.Protocol:
-        if len(self._doors) >= self.limit:
+        gate = self.gate
+        ended = gate.context is None and gate.plaintext_until and time() >= gate.plaintext_until
+        if ended or len(self._doors) >= gate.limit:
             self.refused += 1
             return _Refused()
         self.accepted += 1
         door = self._new_door()
         self._doors.add(door)
-        gate = self.gate
+        self._on_load(len(self._doors) / gate.limit)
         if gate.context is None:
-            return PlainChannel(door)
+            return PlainChannel(door, gate.buffer_bytes)
         if gate.plaintext_until > time():
-            return _Sniffer(door, gate.context)
-        return TlsChannel(door, gate.context, plaintext_answer=_PLAINTEXT_ANSWER)
+            return _Sniffer(door, gate)
+        return TlsChannel(door, gate.context, plaintext_answer=_PLAINTEXT_ANSWER, buffer_bytes=gate.buffer_bytes)
 
     def _look(self) -> None:
         now = monotonic()
         for door in list(self._doors):
-            door.expire(now)
+            try:
+                door.expire(now)
+            except Exception:
+                # the outermost loop of the sweep: one connection's trouble must not end the deadlines of all others
+                log.exception("a deadline could not be applied")
+                door.abandon("internal error")
+        self._on_load(len(self._doors) / self.gate.limit)
         self._sweep = asyncio.get_running_loop().call_later(SWEEP_S, self._look)
 
     def stop_accepting(self) -> None:
@@ -155,9 +186,9 @@ class _Refused(asyncio.Protocol):
 class _Sniffer(asyncio.Protocol):
     """The first octet decides between TLS and plaintext (`tls: permissive`)."""
 
-    def __init__(self, door: Door, context: ssl.SSLContext) -> None:
+    def __init__(self, door: Door, gate: TlsGate) -> None:
         self._door = door
-        self._context = context
+        self._gate = gate
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
@@ -165,7 +196,10 @@ class _Sniffer(asyncio.Protocol):
         self._door.channel = _Unborn(transport)  # type: ignore[attr-defined]  # the slot that `connected` fills later
 
     def data_received(self, data: bytes) -> None:
-        channel: Channel = TlsChannel(self._door, self._context) if data[0] == _TLS_HANDSHAKE else PlainChannel(self._door)
+        gate = self._gate
+        channel: Channel = PlainChannel(self._door, gate.buffer_bytes)
+        if data[0] == _TLS_HANDSHAKE and gate.context is not None:
+            channel = TlsChannel(self._door, gate.context, buffer_bytes=gate.buffer_bytes)
         self._transport.set_protocol(channel)
         channel.connection_made(self._transport)
         channel.data_received(data)

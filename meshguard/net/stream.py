@@ -22,6 +22,8 @@ class Downstream(Protocol):
     stream: Stream | None
     request_held: bool
     """The client's body is held back (back-pressure)."""
+    held_s: float
+    """For how long it was, in all."""
 
     def send_whole(self, status: int, block: bytes, body: bytes) -> None:
         """A complete answer with a body, in one write."""
@@ -60,7 +62,7 @@ class Stream(Protocol):
     def request_data(self, data: bytes) -> None: ...
     def request_end(self, trailers: bytes) -> None: ...
     def flush_request(self) -> None: ...
-    def client_gone(self, why: str) -> None: ...
+    def client_gone(self, why: str, kind: str = "client") -> None: ...
     def pause(self) -> None: ...
     def resume(self) -> None: ...
     def fail(self, exc: Exception) -> None: ...
@@ -69,6 +71,9 @@ class Stream(Protocol):
 
 class Handler(Protocol):
     """Where a door takes what it reads: the journey. `peer` is the handler's own value for the connection."""
+
+    crowded: bool
+    """Too many connections: none is kept alive."""
 
     def welcome(self, door: Any, channel: Channel) -> Any:
         """A connection is established (handshake done): the peer."""

@@ -11,12 +11,11 @@ connection calls `response_head`, `response_data`, `response_end`, `upstream_fai
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, cast
 
 from meshguard.model.errors import RequestError
-from meshguard.model.messages import CHUNKED, NO_BODY, RequestHead, ResponseHead
+from meshguard.model.messages import CHUNKED, NO_BODY, ResponseHead
 from meshguard.model.reasons import (
     BODY_TOO_LARGE,
     INTERNAL_ERROR,
@@ -25,120 +24,30 @@ from meshguard.model.reasons import (
     UPSTREAM_TIMEOUT,
     Reason,
 )
-from meshguard.model.record import FieldOperation
-from meshguard.model.verdicts import Denial, Permit
-from meshguard.net.cluster.calls import Call
-from meshguard.net.cluster.endpoint import Connection, Endpoint
+from meshguard.model.verdicts import Permit
+from meshguard.net.cluster.endpoint import Connection
 from meshguard.pipeline.inspection import Inspection
 from meshguard.pipeline.refusal import problem_response
+from meshguard.pipeline.state import ExchangeState
 
 if TYPE_CHECKING:
     from meshguard.net.cluster.cluster import Cluster
     from meshguard.net.http1_client import UpstreamConnection
     from meshguard.net.stream import Downstream
     from meshguard.pipeline.journey import Journey
-    from meshguard.pipeline.peer import Peer
-    from meshguard.pipeline.plan import Plan
 
 __all__ = ["Exchange"]
 
 log = logging.getLogger(__name__)
 
 # RFC 9110 section 9.2.1 and idempotence in section 9.2.2: only these are sent again when a kept-alive connection dies under them.
-_NOTHING: frozenset[Endpoint] = frozenset()
 _SAFE = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 
 
-class Exchange(Call):
-    """See the module. Attributes up to `subject` are the record's."""
+class Exchange(ExchangeState):
+    """See the module."""
 
-    __slots__ = (
-        "_cluster",
-        "_connection",
-        "_door",
-        "_head_out",
-        "_inspection",
-        "_interims",
-        "_journey",
-        "_request_complete",
-        "_response_complete",
-        "_response_length",
-        "_response_sent",
-        "_touched",
-        "aborted",
-        "answered",
-        "block",
-        "client_span_id",
-        "detail",
-        "ended",
-        "forwarded",
-        "head",
-        "number",
-        "operations",
-        "parent_id",
-        "peer",
-        "plan",
-        "refusal",
-        "request_bytes",
-        "request_length",
-        "response_bytes",
-        "sampled",
-        "span_id",
-        "started",
-        "status",
-        "subject",
-        "trace_id",
-        "trace_lines",
-        "upstream",
-        "verdict",
-    )
-
-    def __init__(self, journey: Journey, door: Downstream, peer: Peer, head: RequestHead | None, number: int) -> None:
-        self.excluded = _NOTHING  # the three of Call, set here: a call of super().__init__ costs 60 ns
-        self.attempts = 0
-        self.ticket = None
-        self._journey = journey
-        self._door: Downstream | None = door
-        self._connection: UpstreamConnection | None = None
-        self._cluster: Cluster | None = None
-        self._inspection: Inspection | None = None
-        self._head_out = b""
-        self._request_complete = head is None or head.length == NO_BODY
-        self._response_complete = False
-        self._response_sent = False
-        self._response_length = 0
-        self._interims = 0
-        self._touched = 0.0
-        self.peer = peer
-        self.head = head
-        self.number = number
-        self.plan: Plan | None = None
-        self.verdict: Permit | Denial | None = None
-        self.refusal: Reason | None = None
-        self.detail = ""
-        self.status = 0
-        self.started = monotonic()
-        self.forwarded = 0.0
-        self.answered = 0.0
-        self.ended = 0.0
-        self.request_bytes = 0
-        self.response_bytes = 0
-        self.upstream = ""
-        self.aborted = ""
-        self.trace_id = b""
-        self.trace_lines = b""
-        self.block: bytes | None = None  # the field block to send where it is not the head's own
-        self.request_length = NO_BODY if head is None else head.length  # of the body as it goes to the upstream
-        self.parent_id = b""
-        self.span_id = b""  # derived off the path (telemetry.span_ids)
-        self.client_span_id = b""
-        self.sampled = False
-        self.operations: Sequence[FieldOperation] = ()
-        self.subject = ""
-
-    @property
-    def decision_id(self) -> str:
-        return f"{self._journey.boot_id}-{self.number:x}"
+    __slots__ = ()
 
     # -- forwarding -----------------------------------------------------------------------------------------------------
 
@@ -153,16 +62,23 @@ class Exchange(Call):
                 self._door.hold_request()  # the body waits with the client until there is somewhere to send it
             cluster.submit(self)
         else:
-            self.connected(connection)
+            self._take(connection)  # the door flushes, when it has handed over what it has read
 
     def connected(self, conn: Connection) -> None:
         """The cluster gives a connection (Call interface)."""
+        self._take(conn)
+        self.flush_request()
+
+    def _take(self, conn: Connection) -> None:
         connection = cast("UpstreamConnection", conn)  # what the connector of the cluster makes
         if self.ended:
             connection.cluster.release(connection)
             return
         self._connection = connection
         self.upstream = connection.endpoint.key
+        if connection.closed:  # it ended between the cluster's choice and now; nothing was sent
+            self.upstream_failed(UPSTREAM_RESET, "closed at once")
+            return
         self.forwarded = self._touched = monotonic()
         head = self.head
         if head is None:
@@ -173,7 +89,7 @@ class Exchange(Call):
         if self._request_complete:
             connection.flush()
         elif self._door is not None and self._door.request_held:
-            self._door.release_request()
+            self._door.release_request()  # what of the body is here goes in one write with the head
 
     def failed(self, reason: Reason, detail: str) -> None:
         """The cluster has no connection to give (Call interface)."""
@@ -183,11 +99,11 @@ class Exchange(Call):
 
     def request_data(self, data: bytes) -> None:
         self.request_bytes += len(data)
-        self._touched = monotonic()
         limit = self.peer.limits.body_bytes
         if limit and self.request_bytes > limit:
             self.refuse(BODY_TOO_LARGE)
             return
+        self._touched = monotonic()
         if self._inspection is not None and self._inspection.takes_request(self, data):
             return
         connection = self._connection
@@ -290,12 +206,12 @@ class Exchange(Call):
             door.send_interim(head.status, head.block)
 
     def response_data(self, data: bytes) -> None:
+        self._touched = monotonic()
         if self._inspection is not None and self._inspection.takes_response(self, data):
             return
         door = self._door
         if door is not None:
             self.response_bytes += len(data)
-            self._touched = monotonic()
             door.send_data(data)
 
     def response_end(self, trailers: bytes) -> None:
@@ -374,10 +290,10 @@ class Exchange(Call):
             return
         self.refuse(reason, detail)
 
-    def client_gone(self, why: str) -> None:
-        """The client's connection or stream ended before the exchange was over."""
+    def client_gone(self, why: str, kind: str = "client") -> None:
+        """The client's connection or stream ended before the exchange was over; `kind` is who ended it."""
         if not self.ended:
-            self.aborted = "client"
+            self.aborted = kind
             self.detail = why
             self._door = None
             self._let_go()
@@ -432,14 +348,14 @@ class Exchange(Call):
             return
         if plan.total_s and now - self.started > plan.total_s:
             self._deadline(UPSTREAM_TIMEOUT, "total time")
-        elif self._connection is None and self._cluster is not None:
-            return  # the cluster has its own deadlines for connecting and queueing
-        elif self.waiting_for_client:  # also where an inspection gathers the body and nothing is forwarded yet
-            if now - max(self._touched, self.started) > limits.body_idle_s or (limits.body_total_s and now - self.started > limits.body_total_s):
+        elif self.waiting_for_client:
+            held_s = self._door.held_s if self._door is not None else 0.0  # that was our doing, not the client's
+            too_long = limits.body_total_s and now - self.started - held_s > limits.body_total_s
+            if now - self._touched > limits.body_idle_s or too_long:
                 self.aborted = "deadline"
                 self.refuse(REQUEST_TIMEOUT, "body")
         elif self._connection is None:
-            return
+            return  # the cluster has its own deadlines for connecting and queueing
         elif not self.answered:
             if now - max(self.forwarded, self._touched) > plan.response_s:
                 self._deadline(UPSTREAM_TIMEOUT, "response head")

@@ -61,12 +61,12 @@ class InspectionBudget:
 class Inspection:
     """The bodies of one exchange."""
 
-    __slots__ = ("_block", "_held", "_journey", "_parts", "_phase", "_reader", "_request_body", "_response", "_size")
+    __slots__ = ("_block", "_body", "_held", "_journey", "_phase", "_reader", "_request_body", "_response", "_size")
 
     def __init__(self, journey: Journey) -> None:
         self._journey = journey
         self._phase = ""
-        self._parts: list[bytes] = []
+        self._body = bytearray()
         self._size = 0
         self._held = 0
         self._request_body: bytes | None = None
@@ -200,7 +200,7 @@ class Inspection:
         """Gives the budget back."""
         self._journey.budget.held -= self._held
         self._held = 0
-        self._parts = []
+        self._body = bytearray()
         self._request_body = None
 
     def _transform(self, exchange: Exchange, direction: str) -> Transform:
@@ -214,11 +214,11 @@ class Inspection:
         self._size += len(data)
         self._journey.budget.take(len(data), self._size)
         self._held += len(data)
-        self._parts.append(data)
+        self._body += data
 
     def _apply(self, transform: Transform, content_type: list[bytes], reader: Reader) -> tuple[bytes, list[FieldOperation]]:
-        body = b"".join(self._parts)
-        self._parts = []
+        body = bytes(self._body)
+        self._body = bytearray()
         self._size = 0
         if not body:
             return body, []

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import getrandbits
 from time import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from meshguard.model.errors import IdentityError, RequestError
 from meshguard.model.messages import CHUNKED, NO_BODY, RequestHead, ResponseHead
@@ -20,6 +20,7 @@ from meshguard.model.reasons import (
     IDENTITY_REQUIRED,
     IDENTITY_REVOKED,
     INTERNAL_ERROR,
+    OVERLOADED,
     UPGRADE_NOT_SUPPORTED,
 )
 from meshguard.model.verdicts import Denial, Permit
@@ -35,7 +36,7 @@ from meshguard.wire.trace_context import begin as begin_trace
 if TYPE_CHECKING:
     from meshguard.net.channel import Channel
     from meshguard.net.http1_server import Http1Connection
-    from meshguard.net.stream import Downstream
+    from meshguard.net.stream import Downstream, Stream
     from meshguard.pipeline.snapshot import Snapshot
     from meshguard.telemetry.metrics import Slot
     from meshguard.telemetry.observe import Observer
@@ -54,11 +55,14 @@ class Journey:
         "boot_id",
         "budget",
         "connections",
+        "crowded",
         "draining",
         "listener",
         "next_number",
         "observer",
         "on_handshake_failure",
+        "on_quiet",
+        "shedding",
         "snapshot",
     )
 
@@ -83,6 +87,9 @@ class Journey:
         self.budget = budget
         self.on_handshake_failure = on_handshake_failure
         self.draining = False
+        self.crowded = False  # no connection is kept alive
+        self.shedding = False  # new requests are refused
+        self.on_quiet: Callable[[], None] | None = None  # called when the last connection has ended
 
     # -- doors (net.stream.Handler) -------------------------------------------------------------------------------------
 
@@ -125,6 +132,20 @@ class Journey:
         self.active.value += 1
         self.run(exchange, STAGES)
 
+    def still_permitted(self, stream: Stream) -> bool:
+        """Judges a running exchange again under the snapshot in force: long streams do not outlive the rule that let them in (E2)."""
+        exchange = cast(Exchange, stream)  # what `begin` has put there
+        head, peer = exchange.head, exchange.peer
+        if head is None or type(exchange.verdict) is not Permit or peer.table is None:
+            return True  # refused already
+        try:
+            plan = peer.table.make(head.method, head.authority, head.target, peer.local_port)
+            outlook = plan.outlook
+            verdict = outlook.decide(RequestFacts(exchange, time())) if isinstance(outlook, Conditional) else outlook
+        except RequestError:
+            return False
+        return isinstance(verdict, Permit)
+
     def run(self, exchange: Exchange, stages: tuple[Stage, ...]) -> None:
         try:
             for stage in stages:
@@ -149,6 +170,8 @@ class Journey:
 
     def farewell(self, door: Http1Connection, peer: Peer | None, reason: str) -> None:
         self.connections.discard(door)
+        if not self.connections and self.on_quiet is not None:
+            self.on_quiet()
         if peer is None:
             self.on_handshake_failure(self.listener, reason)
 
@@ -176,12 +199,15 @@ def identify(journey: Journey, exchange: Exchange) -> object:
     table = peer.table
     if table is None or table.snapshot is not snapshot:
         journey.identify_peer(peer, snapshot)
+        exchange.principal = peer.principal
     if peer.refusal is not None:
         raise RequestError(peer.refusal)
     if time() >= peer.expires:
         raise RequestError(IDENTITY_EXPIRED)
     if journey.draining:
         raise RequestError(DRAINING)
+    if journey.shedding:
+        raise RequestError(OVERLOADED)
     return None
 
 

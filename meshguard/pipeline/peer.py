@@ -14,7 +14,7 @@ from meshguard.model.reasons import Reason
 from meshguard.wire import xfcc
 
 if TYPE_CHECKING:
-    from meshguard.net.http1_server import ConnectionLimits
+    from meshguard.net.limits import ConnectionLimits
     from meshguard.pipeline.plan import Table
 
 __all__ = ["Peer", "forwarded_lines"]

@@ -14,7 +14,7 @@ from meshguard.model.reasons import MISDIRECTED, NO_ROUTE, Reason
 from meshguard.model.verdicts import Denial, Permit
 from meshguard.pipeline.routes import HeaderOperations, Route
 from meshguard.wire.authority import parse_authority
-from meshguard.wire.target import Target, canonicalise
+from meshguard.wire.target import STRICT, PathOptions, Target, canonicalise
 
 if TYPE_CHECKING:
     from meshguard.fields.compile import RoutePlan
@@ -26,6 +26,10 @@ __all__ = ["Plan", "Table"]
 
 _PLANS = 4096
 """Plans kept per table; then the memo starts anew (the clients' choice of targets may not fill memory)."""
+
+
+_REMEMBERED = 512
+"""Octets of target and authority up to which a plan is kept: longer ones are rare, and a memo of them would hold 100 MB."""
 
 
 class Plan:
@@ -103,22 +107,23 @@ class Table:
         """Works the plan out and remembers it. Raises RequestError for an ambiguous authority or target."""
         plans = self.plans
         plan = self._work_out(method.decode("ascii"), authority, target, local_port)
-        if len(plans) >= _PLANS:
-            plans.clear()
-        plans[method, authority, target] = plan
+        if len(target) + len(authority) <= _REMEMBERED:
+            if len(plans) >= _PLANS:
+                plans.clear()
+            plans[method, authority, target] = plan
         return plan
 
     def _work_out(self, method: str, authority: bytes, raw: bytes, local_port: int) -> Plan:
         snapshot, routes = self.snapshot, self.view.routes
         sent_authority, host = parse_authority(authority) if authority else (b"", "")
         principal = self.principal.spiffe_id if self.principal is not None else None
-        target = self._canonical(raw, host, method, principal)
+        target, options = self._canonical(raw, host, method, principal)
         plan = Plan(method, host, target, snapshot.revision)
         plan.outlook = self.binding.outlook(method, target.path, target.readings, host, local_port)
         if routes.serves is not None and not routes.serves(host):
             plan.refusal = MISDIRECTED
             return plan
-        found = routes.candidates(host, target.path, method, principal)
+        found = routes.candidates(host, target.path, method, principal, lambda route: _takes(route, raw, target, options))
         if not found:
             plan.refusal = NO_ROUTE
             return plan
@@ -159,10 +164,10 @@ class Table:
             plan.inspects_request = fields.request is not None
             plan.inspects_response = fields.response is not None
 
-    def _canonical(self, raw: bytes, host: str, method: str, principal: str | None) -> Target:
+    def _canonical(self, raw: bytes, host: str, method: str, principal: str | None) -> tuple[Target, PathOptions]:
         """Strict; what strict refuses, the first route that asks for the spelling and matches the result may still take."""
         try:
-            return canonicalise(raw)
+            return canonicalise(raw), STRICT
         except RequestError as refused:
             for route in self.view.routes.lenient:
                 try:
@@ -170,8 +175,18 @@ class Table:
                 except RequestError:
                     continue
                 if route.could_match(host, target.path, method, principal) is not None:
-                    return target
+                    return target, route.options
             raise refused
+
+
+def _takes(route: Route, raw: bytes, target: Target, options: PathOptions) -> bool:
+    """One lenient route loosens no other: where the target needed options, a route must itself read it in the same way."""
+    if options is STRICT or route.options is options:
+        return True
+    try:
+        return canonicalise(raw, route.options).path == target.path
+    except RequestError:
+        return False
 
 
 def _sent_target(target: Target) -> bytes:

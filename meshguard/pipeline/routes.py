@@ -102,12 +102,14 @@ class RouteTable:
         self.serves = serves
         self.lenient = tuple(route for route in routes if route.options is not STRICT)
 
-    def candidates(self, host: str, path: str, method: str, principal: str | None) -> list[tuple[Route, str]]:
-        """(route, template) of the routes that can match, up to the first without header conditions."""
+    def candidates(
+        self, host: str, path: str, method: str, principal: str | None, takes: Callable[[Route], bool]
+    ) -> list[tuple[Route, str]]:
+        """(route, template) of the routes that can match and take the spelling, up to the first without header conditions."""
         found = []
         for route in self.routes:
             template = route.could_match(host, path, method, principal)
-            if template is not None:
+            if template is not None and takes(route):
                 found.append((route, template))
                 if not route.headers:
                     break

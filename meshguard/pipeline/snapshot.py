@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from meshguard.model.principal import Principal
-from meshguard.net.http1_server import ConnectionLimits
+from meshguard.net.limits import ConnectionLimits
 from meshguard.pipeline.routes import RouteTable
 from meshguard.wire.events import RequestEngine, WireLimits
 from meshguard.wire.semantics import FieldRules
@@ -40,6 +40,9 @@ class ListenerView:
     new_engine: Callable[[WireLimits, FieldRules], RequestEngine]
     requires_identity: bool
     plaintext_until: float = 0.0
+    close_share: float = 0.92  # of the connection limit: from here no connection is kept alive
+    shed_share: float = 0.95  # from here requests are refused
+    configured: object = None  # the settings this view came from: equal ones change nothing for open connections
     trusts: Callable[[str], bool] | None = None
     tables: dict[str, Table] = field(default_factory=dict)
 

@@ -29,22 +29,20 @@ class TokenVerifier:
 
     def claims(self, header: Callable[[str], list[str]], now: float) -> Mapping[str, object] | None:
         """Verified claims of the one token in the request, None when there is none. Raises IdentityError."""
-        failure: IdentityError | None = None
-        for name in dict.fromkeys(issuer.header for issuer in self._issuers):
-            values = header(name)
-            if not values:
-                continue
-            if len(values) > 1:
-                raise IdentityError("several_tokens", name)
-            scheme, _, token = values[0].partition(" ")
-            if scheme.lower() != "bearer" or not token:
-                raise IdentityError("not_a_bearer_token", name)
-            for issuer in self._issuers:
-                if issuer.header == name:
-                    try:
-                        return issuer.verify(token.strip(" "), now)
-                    except IdentityError as exc:
-                        failure = exc
-        if failure is not None:
-            raise failure
-        return None
+        found = [(name, value) for name in dict.fromkeys(issuer.header for issuer in self._issuers) for value in header(name)]
+        if not found:
+            return None
+        if len(found) > 1:
+            raise IdentityError("several_tokens", ", ".join(name for name, _ in found))
+        name, value = found[0]
+        scheme, _, token = value.partition(" ")
+        if scheme.lower() != "bearer" or not token:
+            raise IdentityError("not_a_bearer_token", name)
+        failure = IdentityError("no_keys")
+        for issuer in self._issuers:
+            if issuer.header == name:
+                try:
+                    return issuer.verify(token.strip(" "), now)
+                except IdentityError as exc:
+                    failure = exc
+        raise failure

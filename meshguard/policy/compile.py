@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
-from pydantic import BaseModel
-
 from meshguard.model.errors import DocumentError, Problem
 from meshguard.policy.compiled import CompiledPolicy
 from meshguard.policy.conditions import ClaimCondition, Condition, HeaderCondition, TimeCondition
@@ -212,7 +210,7 @@ class _Compiler:
         for rule in rules:
             file, path = self._where[rule.order]
             if rule.allow and not rule.shadow and denies is not None:
-                by = unreachable(rule, denies)
+                by = unreachable(rule, self._templates[rule.order], denies)
                 if by is not None:
                     self._warnings.append(Problem(file, path, f"an allow rule that can match: {by.id!r} denies all of it"))
             if not rule.allow and not rule.shadow:
@@ -232,8 +230,6 @@ def _length(cell: list[Rule] | Crowd) -> int:
 
 def _words(value: object) -> set[str]:
     """Every string in a field rule: which of them are roles is for `fields` to know."""
-    if isinstance(value, BaseModel):
-        value = value.model_dump(mode="json")
     if isinstance(value, dict):
         return {str(key) for key in value}.union(*map(_words, value.values()))
     if isinstance(value, list | tuple):

@@ -12,8 +12,6 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel
-
 from meshguard.policy.documents import HeaderDocument, PolicyDocument, RoleDocument, RuleDocument, WindowDocument
 from meshguard.policy.times import DAYS
 
@@ -24,7 +22,7 @@ def policy_digest(documents: Sequence[PolicyDocument]) -> str:
     """`sha256:` and 64 hex digits."""
     roles = {name: _role(role) for document in documents for name, role in document.roles.items()}
     rules = sorted((_rule(rule) for document in documents for rule in document.rules), key=lambda rule: str(rule["id"]))
-    fields = sorted(_canonical(_plain(rule)) for document in documents for rule in document.fields)
+    fields = sorted(_canonical(rule) for document in documents for rule in document.fields)
     text = _canonical({"format": 1, "roles": roles, "rules": rules, "fields": fields})
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
@@ -77,10 +75,6 @@ def _window(window: WindowDocument) -> dict[str, Any]:
     if window.before is not None:
         content["before"] = window.before.seconds(window.timezone)
     return content
-
-
-def _plain(rule: Any) -> Any:
-    return rule.model_dump(mode="json", by_alias=True) if isinstance(rule, BaseModel) else rule
 
 
 def _canonical(value: Any) -> str:

@@ -18,7 +18,7 @@ from meshguard.policy.principals import parse_principal
 from meshguard.policy.times import Clock, Moment, parse_clock, parse_moment, parse_timezone
 
 __all__ = [
-    "RESERVED_ROLES", "ClaimValue", "FieldRuleDocument", "HeaderDocument", "PolicyDocument", "RoleDocument", "RuleDocument", "TestDocument",
+    "RESERVED_ROLES", "ClaimValue", "FieldRuleValues", "HeaderDocument", "PolicyDocument", "RoleDocument", "RuleDocument", "TestDocument",
     "TestRequestDocument", "WindowDocument",
 ]  # fmt: skip
 
@@ -132,8 +132,8 @@ TimeOfDay = Annotated[Clock, BeforeValidator(parse_clock), WithJsonSchema({"type
 Instant = Annotated[Moment, BeforeValidator(parse_moment), WithJsonSchema({"type": "string", "examples": ["2030-01-31T18:00:00Z"]})]
 Timezone = Annotated[str, AfterValidator(parse_timezone)]
 
-FieldRuleDocument = dict[str, Any]
-"""One entry of `fields`; read by `meshguard.fields`, opaque here."""
+FieldRuleValues = dict[str, Any]
+"""One entry of `fields` as plain values: `meshguard.fields` validates and compiles them, the policy knows nothing of them."""
 
 
 class _Document(BaseModel):
@@ -291,5 +291,5 @@ class PolicyDocument(_Document):
     description: str = ""
     roles: dict[RoleName, RoleDocument] = {}
     rules: list[RuleDocument] = []
-    fields: list[FieldRuleDocument] = []
+    fields: list[FieldRuleValues] = []
     tests: list[TestDocument] = []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from meshguard.policy.index import Leaf, RuleIndex, some
-from meshguard.policy.paths import Parameter, Template, folded, parse_template
+from meshguard.policy.paths import Parameter, Template
 from meshguard.policy.rules import ANYONE, Rule
 from meshguard.policy.trie import Node, walk
 
@@ -13,18 +15,20 @@ _ANY_VALUE = "\x00"
 """Stands for a parameter: no literal template segment equals it, and a wild one accepts it."""
 
 
-def unreachable(rule: Rule, denies: RuleIndex) -> Rule | None:
-    """The deny rule that covers every path, method, port and host of the allow rule `rule`, if a single one does for each path."""
+def unreachable(rule: Rule, templates: Sequence[Template], denies: RuleIndex) -> Rule | None:
+    """The deny rule that covers every method, port and host of the allow rule `rule` on its paths (`templates`), if one does for each."""
     by: Rule | None = None
-    for path in rule.paths:
-        by = _cover(rule, folded(parse_template(path))[0], denies.root)
+    for template in templates:
+        by = _cover(rule, template, denies.root)
         if by is None:
             return None
     return by
 
 
 def _cover(rule: Rule, template: Template, root: Node[Leaf]) -> Rule | None:
-    segments = [_ANY_VALUE if isinstance(segment, Parameter) else segment for segment in template.segments]
+    segments = [_ANY_VALUE if isinstance(segment, Parameter) else segment.casefold() for segment in template.segments]
+    if segments and segments[-1] == "":
+        segments.pop()  # deny rules ignore a trailing slash
     leaves: list[Leaf] = []
     if template.rest:
         # only `/**` covers `/**`: a longer path that nothing else accepts finds just those

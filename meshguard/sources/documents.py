@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +135,11 @@ def read(path: str | Path, *, environment: Mapping[str, str] | None = None, max_
     """Reads and parses one file. `environment` defaults to the process's own. Raises DocumentError."""
     file = str(path)
     try:
-        with open(path, "rb") as stream:
+        # a pipe in a watched directory must not hold the reload up: opened without waiting, and refused
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (0 if file.startswith("/dev/") else os.O_NONBLOCK))
+        with open(descriptor, "rb") as stream:
+            if not file.startswith("/dev/") and not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise DocumentError([Problem(file, "", "a regular file")])
             data = stream.read(max_bytes + 1)
     except OSError as exc:
         raise DocumentError([Problem(file, "", f"a readable file ({exc.strerror or exc})")]) from exc

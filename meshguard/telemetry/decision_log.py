@@ -124,7 +124,7 @@ class DecisionLog:
         micros = int((when - second) * 1e6)
 
         who: dict[str, object] = {"address": peer.client_address, "port": peer.client_port}
-        principal = peer.principal
+        principal = record.principal
         if principal is not None:
             who["principal"] = principal.spiffe_id
             who["svid"] = self._svids.get(principal.thumbprint) or self._svid(principal)

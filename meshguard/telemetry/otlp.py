@@ -8,6 +8,7 @@ connection failures are tried again with exponential back-off, jitter and Retry-
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import socket
@@ -15,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from meshguard import __version__
@@ -34,6 +36,8 @@ _SCOPE = "meshguard"
 _RETRIED = frozenset((429, 502, 503, 504))  # OTLP specification, "Retryable response codes"
 _FIRST_DELAY_S = 0.5
 _LONGEST_DELAY_S = 30.0
+_LOOK_S = 0.1  # how often the thread looks up while it waits for the event loop
+_FIRST_METRICS_S = 5.0  # a new instance shows up soon, whatever the interval
 _MAX_RESPONSE_BYTES = 64 * 1024
 _MAX_QUEUE_BYTES = 16 * 1024 * 1024
 
@@ -41,8 +45,9 @@ _MAX_QUEUE_BYTES = 16 * 1024 * 1024
 class OtlpExporter:
     """Exports to `endpoint` (`http://host:4318`: /v1/traces and /v1/metrics are appended to its path).
 
-    `resource` gives the attributes of the resource and is called once, in the thread. `families` gives the metrics (`Registry.families`);
-    None exports none. `headers` may hold credentials and are never shown. `certificate` is a CA file for https; None: the system's.
+    `resource` gives the attributes of the resource and is called once, in the thread. `families` gives the metrics (`Registry.families`)
+    and is called in the loop's thread (see `start`); None exports none. `headers` may hold credentials and are never shown.
+    `certificate` is a CA file for https; None: the system's.
     `capacity` bounds the spans that wait, `batch` those of one request, `attempts` the tries of one request.
     Raises ValueError for an endpoint that is not an http or https URL.
     """
@@ -82,6 +87,8 @@ class OtlpExporter:
         self._wall = wall
         self._start_ns = int(wall() * 1e9)
         self._connection: http.client.HTTPConnection | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._last: Sequence[Family] | None = None  # read by `close`
         self._lock = threading.Lock()
         self._ready = threading.Condition(self._lock)
         self._queue: deque[tuple[bytes, int]] = deque()
@@ -102,7 +109,11 @@ class OtlpExporter:
         return f"OtlpExporter({self._url.scheme}://{self._url.hostname})"
 
     def start(self) -> None:
-        """Start the thread (metrics are exported from then on). `add` starts it too."""
+        """Start the thread: metrics are exported from then on, and read by the running event loop, if there is one."""
+        try:
+            self._loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self._loop = None
         with self._lock:
             self._start()
 
@@ -125,7 +136,13 @@ class OtlpExporter:
                 self._ready.notify()
 
     def close(self, deadline_s: float) -> None:
-        """Send what is queued and the last metrics, for at most `deadline_s`, and stop."""
+        """Send what is queued and the last metrics, for at most `deadline_s`, and stop. To be called in the thread of the event loop."""
+        if self._families is not None and self._last is None:
+            try:
+                self._last = self._families()
+            except Exception:
+                _log.exception("the last metrics could not be read")
+                self._last = ()
         with self._lock:
             if self._families is not None and not self._closing:
                 self._start()
@@ -149,7 +166,8 @@ class OtlpExporter:
             self._thread.start()
 
     def _run(self) -> None:
-        metrics_at = time.monotonic() + self._metrics_interval_s if self._families is not None else float("inf")
+        first = min(self._metrics_interval_s, _FIRST_METRICS_S)
+        metrics_at = time.monotonic() + first if self._families is not None else float("inf")
         closing = False
         while not closing and not self._abandoned.is_set():
             with self._lock:
@@ -163,8 +181,9 @@ class OtlpExporter:
                 while self._queue and not self._abandoned.is_set():
                     self._send_spans()
                 if self._families is not None and (closing or time.monotonic() >= metrics_at):
-                    metrics_at = time.monotonic() + self._metrics_interval_s
-                    self._send_metrics(self._families)
+                    metrics_at = time.monotonic() + first  # until it worked: the collector may start after us
+                    if self._send_metrics(self._gathered(self._families)):
+                        metrics_at = time.monotonic() + self._metrics_interval_s
             except Exception:  # outermost loop of a background service
                 _log.exception("the OTLP exporter failed; it goes on")
                 self._abandoned.wait(_FIRST_DELAY_S)
@@ -195,9 +214,34 @@ class OtlpExporter:
             self._dropped.labels("rejected").value += refused
         self._sent.value += count - refused
 
-    def _send_metrics(self, families: Callable[[], Sequence[Family]]) -> None:
-        body = metrics_request(self._resource_bytes(), _SCOPE, __version__, SCHEMA_URL, families(), self._start_ns, int(self._wall() * 1e9))
-        self._post("metrics", body, attempts=1)  # the next interval sends the same sums again
+    def _send_metrics(self, families: Sequence[Family]) -> bool:
+        body = metrics_request(self._resource_bytes(), _SCOPE, __version__, SCHEMA_URL, families, self._start_ns, int(self._wall() * 1e9))
+        return self._post("metrics", body, attempts=1) is not None  # the sums go on: a later request makes up for a lost one
+
+    def _gathered(self, families: Callable[[], Sequence[Family]]) -> Sequence[Family]:
+        """The metrics, read by the event loop where there is one: sources may look at what only its thread changes."""
+        if self._last is not None:
+            return self._last
+        loop = self._loop
+        if loop is None or not loop.is_running():
+            return families()
+        found: Future[Sequence[Family]] = Future()
+
+        def read() -> None:
+            try:
+                found.set_result(families())
+            except Exception as exc:  # raised where it is waited for
+                found.set_exception(exc)
+
+        loop.call_soon_threadsafe(read)
+        while True:
+            try:
+                return found.result(_LOOK_S)
+            except TimeoutError:
+                if self._last is not None:  # `close` holds the loop and has read them itself
+                    return self._last
+                if not loop.is_running():
+                    return families()
 
     def _resource_bytes(self) -> bytes:
         if self._resource is None:

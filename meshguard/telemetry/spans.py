@@ -141,9 +141,9 @@ class SpanRecorder:
         attributes.append(encoded)
         decided: _Decided
         if verdict is not None:
-            decided = (verdict.__class__, refusal, verdict.rule_id, verdict.policy_digest, _spiffe_id(peer.principal))
+            decided = (verdict.__class__, refusal, verdict.rule_id, verdict.policy_digest, _spiffe_id(record.principal))
         else:
-            decided = (type(None), refusal, None, "", _spiffe_id(peer.principal))
+            decided = (type(None), refusal, None, "", _spiffe_id(record.principal))
         attributes.append(self._decisions.get(decided) or self._new_decision(decided))
         if query:
             attributes.append(self._query.encoded(query))

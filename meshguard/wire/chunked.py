@@ -11,7 +11,7 @@ import re
 from meshguard.model.errors import RequestError
 from meshguard.model.reasons import MALFORMED_CHUNK, MALFORMED_TRAILERS
 from meshguard.wire.events import EndOfMessage, WireLimits
-from meshguard.wire.fields import FRAMING, NOT_IN_TRAILERS, count_fields, remove_fields, split_block
+from meshguard.wire.fields import NOT_IN_TRAILERS, count_fields, remove_fields
 from meshguard.wire.grammar import CHUNK_LINE, FIELD_BLOCK, FORBIDDEN_IN_HEAD
 
 __all__ = ["LAST_CHUNK", "ChunkDecoder", "encode_chunk", "encode_last_chunk"]
@@ -108,8 +108,6 @@ class ChunkDecoder:
         block = buffer[position : end + 2]
         if len(block) > _TRAILER_BYTES or count_fields(block) > self._limits.fields or FIELD_BLOCK(block) is None:
             raise RequestError(MALFORMED_TRAILERS)
-        if any(name.lower() in FRAMING for name, _ in split_block(block)):
-            raise RequestError(MALFORMED_TRAILERS, "framing in a trailer section")  # nobody honest sends it; readers differ on it
         return EndOfMessage(remove_fields(block, NOT_IN_TRAILERS)), end + 4
 
 

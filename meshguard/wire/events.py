@@ -64,6 +64,10 @@ class RequestEngine(Protocol):
 
     def restart(self) -> None: ...
 
+    def rest(self) -> bytes:
+        """What was received and not given out, for another engine to go on with between two messages."""
+        ...
+
     @property
     def in_head(self) -> bool:
         """A head has begun and is not complete."""

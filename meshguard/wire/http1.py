@@ -167,6 +167,9 @@ class RequestParser(_Parser):
         self._state = _HEAD
         self._scanned = 0
 
+    def rest(self) -> bytes:
+        return self._buffer
+
     def next(self) -> RequestHead | bytes | EndOfMessage | None:
         if self._state != _HEAD:
             return self._body()

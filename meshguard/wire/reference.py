@@ -61,6 +61,9 @@ class RequestReader:
         if rest:
             self._head_parser.receive(rest)
 
+    def rest(self) -> bytes:
+        return self._head_parser.rest() + self._pending
+
     def next(self) -> RequestHead | bytes | EndOfMessage | None:
         if self._done:
             return None

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from urllib.parse import unquote_to_bytes
 
 from meshguard.model.errors import RequestError
 from meshguard.model.reasons import AMBIGUOUS_TARGET
@@ -136,6 +137,18 @@ def _check_utf8(data: bytearray) -> None:
         raise RequestError(AMBIGUOUS_TARGET, "escapes are not UTF-8") from exc
 
 
+_SEPARATORS = re.compile(rb"[/\\]")
+
+
+def _refuse_hidden_dots(segment: bytes) -> None:
+    """A kept escape of a separator must not hide dot segments: an upstream that decodes it would resolve them after the decision."""
+    probe = segment
+    for _ in range(3):
+        probe = unquote_to_bytes(probe)
+    if any(part.split(b";")[0] in (b".", b"..") for part in _SEPARATORS.split(probe)):
+        raise RequestError(AMBIGUOUS_TARGET, "dot segment beside an encoded separator")
+
+
 def _resolve(path: bytes, options: PathOptions) -> bytes:
     """Dot segments, repeated slashes and parameters (RFC 3986 section 5.2.4)."""
     out: list[bytes] = []
@@ -150,6 +163,8 @@ def _resolve(path: bytes, options: PathOptions) -> bytes:
                 if options.params == "keep":
                     raise RequestError(AMBIGUOUS_TARGET, "path parameter on a dot segment")
                 segment = bare
+        if b"%" in segment:
+            _refuse_hidden_dots(segment)
         if segment == b"..":
             if not out:
                 raise RequestError(AMBIGUOUS_TARGET, "dot segments leave the root")

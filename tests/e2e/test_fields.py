@@ -311,7 +311,7 @@ def _tampered(sealed: str) -> dict[str, str]:
     head, _, iv, text, tag = sealed.split(".")
     return {
         "tag": f"{head}..{iv}.{text}.{'A' * 22}",
-        "text": f"{head}..{iv}.{'B' + text[1:]}.{tag}",
+        "text": f"{head}..{iv}.{('C' if text[0] == 'B' else 'B') + text[1:]}.{tag}",
         "iv": f"{head}..{'A' * 16}.{text}.{tag}",
         "head": f"{'e' + head[1:-1] + 'A'}..{iv}.{text}.{tag}",
     }

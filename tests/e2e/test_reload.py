@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,75 @@ def test_a_bad_document_keeps_the_last_good_policy(kind: str, proxy: Proxy, mesh
     proxy.stderr.wait(lambda text: "reloaded" in text, "the reload of the good document", since=since)
     assert _status(proxy, mesh, "/b/x") == 200
     assert b"p.yaml" not in proxy.admin("/readyz")[1]
+
+
+HOSTILE = {
+    "deep-flow": "rules: " + "[" * 20_000,
+    "deep-closed": "rules: " + "[" * 5000 + "]" * 5000,
+    "deep-block": "".join("  " * n + "a:\n" for n in range(3000)),
+    "laughs": "a: &a [x, x, x, x, x, x, x, x, x]\n"
+    + "".join(f"{b}: &{b} [{', '.join(['*' + a] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
+    + "rules: *i\n",
+    "loop": "rules: &r [*r]\n",
+    "merge-loop": "rules: &r\n  <<: *r\n",
+    "python-object": "rules: !!python/object/apply:os.system ['true']\n",
+    "mapping-key": "? {a: b}\n: c\n",
+    "list-key": "? [a, b]\n: c\n",
+    "duplicate-key": "rules: []\nrules: []\n",
+    "two-documents": "rules: []\n---\nrules: []\n",
+    "huge-number": "rules: [{id: x, allow: anyone, ports: [" + "9" * 10_000 + "]}]\n",
+    "bad-date": "rules: [{id: x, allow: anyone, times: [{after: 2026-99-99T99:99:99Z}]}]\n",
+    "surrogate": 'rules: [{id: "\\ud800", allow: anyone}]\n',
+    "nul-escape": 'rules: [{id: "a\\0b", allow: anyone}]\n',
+    "scalar": "5\n",
+    "list": "- rules\n",
+    "null-rules": "rules: null\n",
+    "nan": "rules: .nan\n",
+    "long-line": "rules: [{id: " + "x" * 3_000_000 + ", allow: anyone}]\n",
+    "tab": "rules:\n\t- {id: x, allow: anyone}\n",
+    "bom-utf16": "\ufeffrules: []\n\ufffe",
+}
+
+
+def test_hostile_documents_neither_end_nor_stall_the_process(proxy: Proxy, mesh: Mesh) -> None:
+    """Whatever a policy file holds: a refusal that names it within seconds, and traffic goes on under the last good policy."""
+    for kind, text in HOSTILE.items():
+        since = len(proxy.stderr.items)
+        proxy.write_policy("p.yaml", text)
+        line = proxy.stderr.wait(lambda item: "refused" in item, f"{kind}: a refusal", 8, since)
+        assert "p.yaml" in line, kind
+        assert len(line) < 20_000, f"{kind}: the whole document is in the log"
+        assert [_status(proxy, mesh, path) for path in ("/a/x", "/b/x")] == [200, 403], kind
+        assert proxy.rss_bytes() < 400 << 20, kind
+        since = len(proxy.stderr.items)
+        proxy.write_policy("p.yaml", ALLOW)
+        proxy.stderr.wait(lambda item: "reloaded" in item, f"the good document after {kind}", since=since)
+
+
+def test_policy_files_of_odd_kinds(proxy: Proxy, mesh: Mesh) -> None:
+    """A directory, a dangling link, a link to itself, an unreadable name, a pipe: never taken for an empty policy, never waited for."""
+    directory = proxy.directory / "policies"
+    makers: dict[str, Callable[[Path], object]] = {
+        "a directory": Path.mkdir,
+        "a dangling link": lambda path: path.symlink_to("/nonexistent"),
+        "a loop": lambda path: path.symlink_to(path),
+        "a pipe": os.mkfifo,
+        "an editor's file": lambda path: path.with_name(".odd.yaml.swp").write_bytes(b"\0"),
+    }
+    for kind, make in makers.items():
+        make(directory / "odd.yaml")
+        since = len(proxy.stderr.items)
+        proxy.signal(signal.SIGHUP)
+        proxy.wait_reloaded(since)
+        assert [_status(proxy, mesh, path) for path in ("/a/x", "/b/x")] == [200, 403], kind
+        for left in (directory / "odd.yaml", directory / ".odd.yaml.swp"):
+            with contextlib.suppress(FileNotFoundError):
+                left.rmdir() if left.is_dir() and not left.is_symlink() else left.unlink()
+    (directory / "p.yaml").unlink()
+    proxy.signal(signal.SIGHUP)
+    eventually(lambda: "refused" in proxy.stderr_text or _status(proxy, mesh, "/a/x") == 403, "no policy is no permission")
+    assert proxy.process is not None
+    assert proxy.process.poll() is None
 
 
 def test_a_bad_configuration_keeps_the_last_good_one(proxy: Proxy, mesh: Mesh) -> None:

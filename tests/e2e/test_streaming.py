@@ -128,6 +128,22 @@ def test_a_slow_client_slows_the_upstream(engine: str, dial: Dial, town: Town) -
         assert sum(len(piece) for piece in client.body()) == LARGE
 
 
+def test_back_pressure_ends_with_its_exchange(engine: str, dial: Dial, town: Town) -> None:
+    """A pooled upstream connection whose reading was stopped for a slow client is read again in the next exchange. The end of the body
+    has to arrive while the client's buffer is full: chance, so often enough."""
+
+    async def large(exchange: Exchange) -> None:
+        await exchange.answer(200, b"x" * 6_000_000)
+
+    with town.upstream.on("/stream/large", large):
+        for _ in range(25):
+            with dial(engine, receive_buffer=4096) as slow, dial(engine, deadline_s=3) as other:
+                slow.send(get("/stream/large"), expect="GET")
+                assert slow.head().status == 200
+                assert sum(map(len, slow.body())) == 6_000_000
+                assert other.request(get("/open/next")).status == 200
+
+
 def test_a_slow_upstream_slows_the_client(engine: str, dial: Dial, town: Town) -> None:
     go = town.upstream.event()
 

@@ -18,6 +18,7 @@ from tests.harness.client import RawClient, Response, get
 from tests.harness.mesh import Mesh
 from tests.harness.proxy import Proxy
 
+LEEWAY_S = 30  # of the clocks of issuer and proxy
 ISSUER, AUDIENCE = "https://issuer.example", "orders-api"
 
 
@@ -201,7 +202,7 @@ def _token_raw(key: ECKey, *, header: dict[str, Any] | None = None, **claims: An
 def test_a_token_that_expires_between_two_requests(engine: str, proxy: Proxy, mesh: Mesh, keys: dict[str, ECKey]) -> None:
     from tests.harness.proxy import eventually
 
-    bearer = "Authorization: Bearer " + _token(keys["good"], exp=int(time.time()) + 2)
+    bearer = "Authorization: Bearer " + _token(keys["good"], iat=int(time.time()) - 300, exp=int(time.time()) - LEEWAY_S + 3)
     with RawClient(proxy.address(engine), mesh.client("billing")) as client:
         assert client.request(get("/staff/x", fields=[bearer])).status == 200
         eventually(lambda: client.request(get("/staff/x", fields=[bearer])).status == 401, "the end of the token", 8)

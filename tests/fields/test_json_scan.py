@@ -17,8 +17,6 @@ from meshguard.fields.json_splice import splice
 from meshguard.fields.selectors import Matcher, parse_selector
 from tests.fields.documents_of import documents, selectors
 
-fast = pytest.mark.skipif(not json_fast.AVAILABLE, reason="msgspec is not installed")
-
 
 def matcher_of(*texts: str) -> Matcher:
     return Matcher([parse_selector(text) for text in texts], range(len(texts)))
@@ -159,7 +157,6 @@ def outcome(body: bytes, matcher: Matcher) -> list[Span] | None:
         return None
 
 
-@fast
 @settings(max_examples=400, deadline=None)
 @given(documents, selectors)
 def test_the_fast_way_gives_the_exact_answer_or_declines(body: bytes, texts: list[str]) -> None:
@@ -169,7 +166,6 @@ def test_the_fast_way_gives_the_exact_answer_or_declines(body: bytes, texts: lis
         assert answer == scan(body, matcher)
 
 
-@fast
 @settings(max_examples=400, deadline=None)
 @given(
     documents,
@@ -187,7 +183,6 @@ def test_the_fast_way_never_accepts_what_the_exact_one_refuses(body: bytes, text
         assert answer == scan(body, matcher)
 
 
-@fast
 @pytest.mark.parametrize("texts", [["$.customer.ssn"], ["$.orders[*].card"], ["$..card"], ["$.orders[1].card", "$.customer.*"]])
 def test_the_fast_way_answers_for_usual_documents(texts: list[str]) -> None:
     orders = [{"card": str(number), "note": 'a "quote"', "n": None} for number in range(30)]

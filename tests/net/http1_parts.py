@@ -9,7 +9,8 @@ from meshguard.model.errors import RequestError
 from meshguard.model.messages import NO_BODY, RequestHead
 from meshguard.model.reasons import INTERNAL_ERROR, POLICY_DENIED, Reason
 from meshguard.net.channel import PlainChannel
-from meshguard.net.http1_server import ConnectionLimits, Http1Connection
+from meshguard.net.http1_server import Http1Connection
+from meshguard.net.limits import ConnectionLimits
 from meshguard.wire.events import WireLimits
 from meshguard.wire.http1 import RequestParser
 from meshguard.wire.semantics import FieldRules
@@ -96,7 +97,7 @@ class Exchange:
 
     def flush_request(self) -> None: ...
 
-    def client_gone(self, why: str) -> None:
+    def client_gone(self, why: str, kind: str = "client") -> None:
         self.gone = why
         self.door = None
 
@@ -150,6 +151,7 @@ class Handler:
     """Exchanges in the order in which they began. Paths answer by themselves: `/now` at once, `/no` with a refusal, `/raise` not at all."""
 
     def __init__(self) -> None:
+        self.crowded = False
         self.exchanges: list[Exchange] = []
         self.refused: list[RequestError] = []
         self.lost: list[str] = []

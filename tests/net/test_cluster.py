@@ -23,6 +23,7 @@ from meshguard.net.cluster.cluster import Cluster
 from meshguard.net.cluster.endpoint import Connection, Endpoint, parse_address
 from meshguard.net.cluster.pool import MAX_DIALS
 from meshguard.net.cluster.settings import CircuitSettings, ClusterSettings, RetrySettings, TimeoutSettings
+from meshguard.net.cluster.tasks import Tasks
 from tests.net.cluster_parts import Asking, Wire, balanced, build, run, turns
 
 A, B, C = "127.0.0.1:80", "127.0.0.2:80", "127.0.0.3:80"
@@ -492,6 +493,20 @@ class TestConnectFailures:
 
         run(story())
 
+    def test_a_dial_that_is_cancelled_from_outside_answers_its_call(self) -> None:
+        async def story() -> None:
+            cluster, network, _ = build(ONE, automatic=False)
+            call = Asking()
+            cluster.submit(call)
+            await turns()
+            network.finish(error=asyncio.CancelledError())
+            await turns()
+            assert call.reason is CONNECT_FAILED
+            balanced(cluster)
+            await cluster.close()
+
+        run(story())
+
     def test_a_dial_has_a_deadline_and_is_cancelled_by_it(self) -> None:
         async def story() -> None:
             cluster, network, _ = build(dataclasses.replace(ONE, timeouts=TimeoutSettings(connect_s=0.03)), automatic=False)
@@ -563,6 +578,21 @@ class TestConnectFailures:
             refused = sum(1 for call in calls if call.refusals)
             assert 3 <= cluster.budget.active <= 8
             assert refused == 20 - cluster.budget.active
+            balanced(cluster)
+            await cluster.close()
+
+        run(story())
+
+    def test_a_connection_that_is_closed_at_birth_is_a_failure(self) -> None:
+        async def story() -> None:
+            async def stillborn(endpoint: Endpoint) -> Connection:
+                wire = Wire(endpoint)
+                wire.close()
+                return wire
+
+            cluster = Cluster("app", ONE, stillborn)
+            call = await ask(cluster)
+            assert call.reason is CONNECT_FAILED
             balanced(cluster)
             await cluster.close()
 
@@ -927,3 +957,56 @@ def test_addresses(text: str, host: str, port: int, key: str) -> None:
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="expected"):
         ClusterSettings(endpoints=(text,))
+
+
+class TestTasks:
+    def test_one_failure_is_logged_and_takes_no_other_down(self, caplog: pytest.LogCaptureFixture) -> None:
+        async def story() -> None:
+            tasks = Tasks("owner")
+            ended = asyncio.Event()
+
+            async def fails() -> None:
+                raise ValueError("a broken service")
+
+            async def goes_on() -> None:
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    ended.set()
+
+            tasks.spawn(fails(), "first")
+            tasks.spawn(goes_on(), "second")
+            await turns()
+            assert len(tasks) == 1
+            await tasks.close()
+            assert ended.is_set()
+            assert len(tasks) == 0
+            with pytest.raises(RuntimeError, match="closed"):
+                tasks.spawn(goes_on(), "third")
+
+        run(story())
+        assert "a broken service" in caplog.text
+
+    def test_close_lets_a_cancellation_through(self) -> None:
+        async def story() -> None:
+            tasks = Tasks("owner")
+            release = asyncio.Event()
+
+            async def slow_to_end() -> None:
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    await release.wait()
+
+            tasks.spawn(slow_to_end(), "slow")
+            await turns()
+            closing = asyncio.ensure_future(tasks.close())
+            await turns()
+            closing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await closing
+            release.set()
+            await tasks.close()
+            assert len(tasks) == 0
+
+        run(story())

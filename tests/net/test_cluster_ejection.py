@@ -143,6 +143,7 @@ def test_an_unhealthy_endpoint_is_ejected_without_taking_room() -> None:
 def test_an_endpoint_that_came_back_has_a_fresh_count() -> None:
     cluster, _, clock = build(FOUR)
     fail(cluster, KEYS[0])
+    fail(cluster, KEYS[0], 2)  # requests that were under way
     pass_time(cluster, clock, 10)
     fail(cluster, KEYS[0], 2)
     assert states(cluster)[0] == "unknown"

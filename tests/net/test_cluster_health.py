@@ -11,7 +11,7 @@ import pytest
 from meshguard.model.reasons import NO_ENDPOINT
 from meshguard.net.cluster.cluster import Cluster
 from meshguard.net.cluster.endpoint import Endpoint
-from meshguard.net.cluster.health import HEAD_BYTES
+from meshguard.net.cluster.probe import HEAD_BYTES
 from meshguard.net.cluster.settings import ClusterSettings, HealthSettings
 from tests.net.cluster_parts import Asking, Network, run, turns
 

@@ -10,7 +10,7 @@ import pytest
 
 from meshguard.model.messages import CHUNKED, NO_BODY, UNTIL_CLOSE, RequestHead, ResponseHead
 from meshguard.model.reasons import POLICY_DENIED, UPSTREAM_MALFORMED, UPSTREAM_RESET, Reason
-from meshguard.net.http1_server import ConnectionLimits
+from meshguard.net.limits import ConnectionLimits
 from meshguard.pipeline.exchange import Exchange
 from tests.wire.corpus import get
 from tests.wire.drive import LIMITS, RULES
@@ -36,6 +36,7 @@ class Door:
     def __init__(self) -> None:
         self.log: list[str] = []
         self.request_held = False
+        self.held_s = 0.0
         self.stream: Any = None
 
     def send_whole(self, status: int, block: bytes, body: bytes) -> None:
@@ -80,6 +81,7 @@ class Connection:
         self.endpoint = SimpleNamespace(key="192.0.2.9:80")
         self.reused = reused
         self.answered = False
+        self.closed = False
         self.log: list[str] = []
         self.channel = SimpleNamespace(pause_reading=lambda: self.log.append("pause"), resume_reading=lambda: self.log.append("resume"))
 
@@ -134,7 +136,7 @@ class World:
         self.records: list[Any] = []
         self.journey: Any = SimpleNamespace(finished=self.records.append, boot_id="b")
         self.door = Door()
-        peer: Any = SimpleNamespace(limits=ConnectionLimits(**limits), table=None)
+        peer: Any = SimpleNamespace(limits=ConnectionLimits(**limits), table=None, principal=None)
         self.head = head_of(data)
         self.exchange = Exchange(self.journey, self.door, peer, self.head, 1)
         self.exchange.plan = SimpleNamespace(  # type: ignore[assignment]

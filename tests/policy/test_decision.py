@@ -51,9 +51,11 @@ def test_deny_wins_whatever_the_order(order: int) -> None:
 
 def test_the_first_matching_rule_of_an_effect_is_reported() -> None:
     compiled = policy(
-        {"id": "a2", "allow": "anyone", "paths": ["/x"]}, {"id": "a1", "allow": "anyone"},
-        {"id": "d2", "deny": "anyone", "paths": ["/no/**"]}, {"id": "d1", "deny": "anyone", "paths": ["/no/x"]},
-    )  # fmt: skip
+        {"id": "a2", "allow": "anyone", "paths": ["/x"]},
+        {"id": "a1", "allow": "anyone"},
+        {"id": "d2", "deny": "anyone", "paths": ["/no/**"]},
+        {"id": "d1", "deny": "anyone", "paths": ["/no/x"]},
+    )
     assert outcome(decide(compiled, None, "GET /x")) == ("allow", "a2")
     assert outcome(decide(compiled, None, "GET /no/x")) == ("policy_denied", "d2")
 
@@ -73,7 +75,8 @@ def test_callers(who: str | None, anyone: bool, authenticated: bool, named: bool
 
 
 @pytest.mark.parametrize(
-    ("method", "allowed"), [("GET", True), ("HEAD", True), ("get", False), ("Get", False), ("POST", False), ("DELETE", True), ("delete", False)]
+    ("method", "allowed"),
+    [("GET", True), ("HEAD", True), ("get", False), ("Get", False), ("POST", False), ("DELETE", True), ("delete", False)],
 )
 def test_allow_compares_methods_exactly_and_get_implies_head(method: str, allowed: bool) -> None:
     compiled = policy({"allow": "anyone", "methods": ["GET", "DELETE"]})
@@ -81,7 +84,8 @@ def test_allow_compares_methods_exactly_and_get_implies_head(method: str, allowe
 
 
 @pytest.mark.parametrize(
-    ("method", "denied"), [("GET", True), ("HEAD", True), ("get", True), ("hEaD", True), ("DELETE", True), ("delete", True), ("POST", False)]
+    ("method", "denied"),
+    [("GET", True), ("HEAD", True), ("get", True), ("hEaD", True), ("DELETE", True), ("delete", True), ("POST", False)],
 )
 def test_deny_ignores_the_case_of_methods(method: str, denied: bool) -> None:
     compiled = policy({"allow": "anyone"}, {"deny": "anyone", "methods": ["GET", "DELETE"]})
@@ -96,10 +100,17 @@ def test_head_does_not_imply_get() -> None:
 @pytest.mark.parametrize(
     ("host", "allowed"),
     [
-        ("shop.example", True), ("api.shop.example", False), ("a.eu.example", True), ("a.b.eu.example", True), ("eu.example", False),
-        ("xeu.example", False), ("", False), ("[::1]", True), (".eu.example", True),
+        ("shop.example", True),
+        ("api.shop.example", False),
+        ("a.eu.example", True),
+        ("a.b.eu.example", True),
+        ("eu.example", False),
+        ("xeu.example", False),
+        ("", False),
+        ("[::1]", True),
+        (".eu.example", True),
     ],
-)  # fmt: skip
+)
 def test_hosts(host: str, allowed: bool) -> None:
     compiled = policy({"allow": "anyone", "hosts": ["shop.example", "*.eu.example", "[::1]"]})
     assert isinstance(decide(compiled, None, "GET /", host=host), Permit) is allowed
@@ -120,7 +131,10 @@ def test_ports() -> None:
 
 def test_many_rules_in_one_place_are_narrowed_and_still_right() -> None:
     """More than a handful of rules for one caller and path: found by method and host, ports asked one by one."""
-    rules = [{"allow": "anyone", "paths": ["/x"], "methods": ["PUT"], "hosts": [f"h{number}.example"], "ports": [number + 1]} for number in range(50)]
+    rules = [
+        {"allow": "anyone", "paths": ["/x"], "methods": ["PUT"], "hosts": [f"h{number}.example"], "ports": [number + 1]}
+        for number in range(50)
+    ]
     rules += [{"allow": "anyone", "paths": ["/x"], "hosts": ["*.any.example"]}]
     compiled = policy(*rules)
     for number in (0, 7, 49):
@@ -149,7 +163,10 @@ def test_deny_sees_the_path_itself_whatever_readings_are_listed(path: str, readi
 def test_the_asterisk_form_is_covered_by_rules_for_every_path_only() -> None:
     assert outcome(decide(policy({"allow": "anyone", "paths": ["/*", "/{x}"]}), None, "OPTIONS *", readings=("*",)))[0] == "no_rule"
     assert outcome(decide(policy({"allow": "anyone"}), None, "OPTIONS *", readings=("*",)))[0] == "allow"
-    assert outcome(decide(policy({"allow": "anyone"}, {"deny": "anyone", "paths": ["/**"]}), None, "OPTIONS *", readings=("*",)))[0] == "policy_denied"
+    assert (
+        outcome(decide(policy({"allow": "anyone"}, {"deny": "anyone", "paths": ["/**"]}), None, "OPTIONS *", readings=("*",)))[0]
+        == "policy_denied"
+    )
 
 
 # --- headers

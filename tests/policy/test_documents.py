@@ -168,7 +168,9 @@ def test_the_digest_names_the_meaning_and_nothing_else() -> None:
     assert len(base) == 71
     assert digest(second, roles, first) == base
     assert digest({**roles, "rules": second["rules"] + first["rules"]}) == base
-    spelled = {"rules": [{"headers": {"x-a": {"exact": ["1"]}}, "methods": ["POST", "GET"], "allow": ["anyone", "a"], "id": "x", "shadow": False}]}
+    spelled = {
+        "rules": [{"headers": {"x-a": {"exact": ["1"]}}, "methods": ["POST", "GET"], "allow": ["anyone", "a"], "id": "x", "shadow": False}]
+    }
     assert digest(roles, spelled, second) == base
     assert digest(roles, first, {**second, "tests": [{"as": "a", "call": "GET /", "expect": "deny"}], "description": "d"}) == base
     changed = [

@@ -39,12 +39,16 @@ def some(values: list[Any], size: int = 3) -> st.SearchStrategy[list[Any]]:
     return st.lists(st.sampled_from(values), min_size=1, max_size=size, unique=True)
 
 
-claims = st.fixed_dictionaries({}, optional={"g": st.one_of(st.sampled_from(["x", "y"]), some(["x", "y", "z"])), "t": st.sampled_from(["x", "y"])})
+claims = st.fixed_dictionaries(
+    {}, optional={"g": st.one_of(st.sampled_from(["x", "y"]), some(["x", "y", "z"])), "t": st.sampled_from(["x", "y"])}
+)
 roles = st.fixed_dictionaries(
     {
         "r0": st.fixed_dictionaries({"principals": some(_PATTERNS)}),
         "r1": st.fixed_dictionaries({"jwt": st.fixed_dictionaries({"g": some(["x", "y"])}, optional={"t": some(["x", "y"])})}),
-        "r2": st.fixed_dictionaries({"principals": some(_PATTERNS), "jwt": st.just({"g": ["x"]}), "match": st.sampled_from(["any", "all"])}),
+        "r2": st.fixed_dictionaries(
+            {"principals": some(_PATTERNS), "jwt": st.just({"g": ["x"]}), "match": st.sampled_from(["any", "all"])}
+        ),
     }
 )
 
@@ -90,9 +94,15 @@ def test_the_engine_agrees_with_the_oracle(role_values: dict[str, Any], rule_val
     values = {"roles": role_values, "rules": [{"id": f"r{number}", **rule} for number, rule in enumerate(rule_values)]}
     for request in asked:
         found = decide(
-            compiled, request.who, f"{request.method} {request.path}", host=request.host, port=request.port, headers=request.headers,
-            claims=request.claims, readings=request.readings,
-        )  # fmt: skip
+            compiled,
+            request.who,
+            f"{request.method} {request.path}",
+            host=request.host,
+            port=request.port,
+            headers=request.headers,
+            claims=request.claims,
+            readings=request.readings,
+        )
         effect, rule, shadow = verdict(values, request)
         assert ("allow" if isinstance(found, Permit) else "deny", found.rule_id) == (effect, rule)
         assert {(entry.rule_id, entry.effect) for entry in found.shadow} == shadow
@@ -105,7 +115,14 @@ def test_the_engine_agrees_with_the_oracle(role_values: dict[str, Any], rule_val
 def test_explanations_agree_with_verdicts(role_values: dict[str, Any], rule_values: list[dict[str, Any]], request: Asked) -> None:
     compiled = policy(*rule_values, roles=role_values)
     question = Question(
-        request.method, request.path, request.readings, host=request.host, port=request.port, now=0.0, headers=request.headers, claims=request.claims
+        request.method,
+        request.path,
+        request.readings,
+        host=request.host,
+        port=request.port,
+        now=0.0,
+        headers=request.headers,
+        claims=request.claims,
     )
     explanation = explain(compiled, caller(request.who), question)
     matching = {account.rule_id for account in explanation.matching}

@@ -46,14 +46,32 @@ def test_matching(pattern: str, spiffe_id: str, matches: bool) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "http://a.example/x", "a.example/x", "spiffe://*/x", "spiffe://*.example/x", "spiffe://A.example/x", "spiffe:///x", "spiffe://a.example",
-        "spiffe://a.example/", "spiffe://a.example//x", "spiffe://a.example/../x", "spiffe://a.example/./x", "spiffe://a.example/x/",
-        "spiffe://a.example/a*b*c", "spiffe://a.example/**/x", "spiffe://a.example/x%20", "spiffe://a.example/x?y", "spiffe://a.example/x#y",
-        "spiffe://user@a.example/x", "spiffe://a.example:443/x", "spiffe://a.example/\u00e9", "spiffe://a.example/" + "x" * 2048, "spiffe://a.example/x\n",
+        "http://a.example/x",
+        "a.example/x",
+        "spiffe://*/x",
+        "spiffe://*.example/x",
+        "spiffe://A.example/x",
+        "spiffe:///x",
+        "spiffe://a.example",
+        "spiffe://a.example/",
+        "spiffe://a.example//x",
+        "spiffe://a.example/../x",
+        "spiffe://a.example/./x",
+        "spiffe://a.example/x/",
+        "spiffe://a.example/a*b*c",
+        "spiffe://a.example/**/x",
+        "spiffe://a.example/x%20",
+        "spiffe://a.example/x?y",
+        "spiffe://a.example/x#y",
+        "spiffe://user@a.example/x",
+        "spiffe://a.example:443/x",
+        "spiffe://a.example/\u00e9",
+        "spiffe://a.example/" + "x" * 2048,
+        "spiffe://a.example/x\n",
     ],
-)  # fmt: skip
+)
 def test_what_is_no_pattern(text: str) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         parse_principal(text)
 
 

@@ -64,7 +64,7 @@ def test_what_is_no_time_of_day(value: object) -> None:
         parse_clock(value)
 
 
-@pytest.mark.parametrize("value", ["2030-13-01", "2030-01-31T18:00:00", "tomorrow", 5, None, datetime(2030, 1, 1)])  # noqa: DTZ001
+@pytest.mark.parametrize("value", ["2030-13-01", "2030-01-31T18:00:00", "tomorrow", 5, None, datetime(2030, 1, 1)])
 def test_what_is_no_moment(value: object) -> None:
     with pytest.raises(ValueError, match="a date"):
         parse_moment(value)

@@ -116,6 +116,7 @@ class Record:
         "parent_id",
         "peer",
         "plan",
+        "principal",
         "refusal",
         "request_bytes",
         "response_bytes",
@@ -159,6 +160,7 @@ class Record:
     ) -> None:
         self.number = number
         self.peer = peer
+        self.principal = peer.principal
         self.head = head
         self.plan = plan
         self.verdict = verdict

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshguard import __version__
 from meshguard.model.reasons import INTERNAL_ERROR, MALFORMED_REQUEST, NO_RULE, UPSTREAM_TIMEOUT
 from meshguard.model.record import FieldOperation
 from meshguard.model.verdicts import Denial, Permit, ShadowResult
 from meshguard.telemetry.metrics import OVERFLOW, HistogramValue, Registry
-from meshguard.telemetry.process_metrics import process_families
 from meshguard.telemetry.prometheus import OPENMETRICS, TEXT, content_type, render
 from meshguard.telemetry.request_metrics import RequestMetrics
 from tests.telemetry.exposition import Series, parse
@@ -241,15 +237,3 @@ def test_a_record_that_cannot_be_read_harms_no_other() -> None:
     with pytest.raises(AttributeError):
         metrics.consume([Record(), broken, Record()], 0.0)
     assert total(exposed(registry), "meshguard_requests_total") == 2
-
-
-def test_the_process_tells_what_it_uses() -> None:
-    registry = Registry()
-    registry.collect(process_families)
-    series = exposed(registry)
-    assert only(series, "process_virtual_memory_bytes") > 1_000_000
-    assert only(series, "process_cpu_seconds_total") > 0
-    assert only(series, "process_open_fds") >= 3
-    assert only(series, "process_threads") >= 1
-    assert 0 <= time.time() - only(series, "process_start_time_seconds") < 3600
-    assert only(series, "meshguard_build_info", version=__version__) == 1

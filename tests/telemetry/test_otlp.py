@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import ipaddress
 import os
@@ -20,7 +21,7 @@ from cryptography.x509.oid import NameOID
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from meshguard.telemetry import otlp
-from meshguard.telemetry.metrics import LabelValue, Registry
+from meshguard.telemetry.metrics import Family, Kind, LabelValue, Registry
 from meshguard.telemetry.observe import Observer
 from meshguard.telemetry.otlp import OtlpExporter
 from meshguard.telemetry.resource import resource_attributes
@@ -107,6 +108,54 @@ def test_metrics_are_exported_on_time_and_at_the_end() -> None:
         target.close(10)
     metrics = {metric.name: metric for metric in collector.metrics[-1].resource_metrics[0].scope_metrics[0].metrics}
     assert metrics["meshguard.test"].sum.data_points[0].as_int == 77
+
+
+def test_a_new_process_shows_up_before_the_first_interval_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(otlp, "_FIRST_METRICS_S", 0.1)
+    registry = Registry()
+    with Collector() as collector:
+        target = exporter(collector.endpoint, registry, families=registry.families, metrics_interval_s=3600.0)
+        target.start()
+        collector.wait(lambda c: len(c.metrics) == 1)
+        target.close(10)
+    assert len(collector.metrics) == 2
+
+
+def test_metrics_are_read_in_the_thread_of_the_loop() -> None:
+    readers: list[threading.Thread] = []
+
+    def families() -> list[Family]:
+        readers.append(threading.current_thread())
+        asyncio.all_tasks()  # raises without a running loop
+        return [Family("meshguard.test", Kind.COUNTER, "a test", "", (), [((), len(readers))])]
+
+    async def scenario(endpoint: str, collector: Collector) -> None:
+        target = exporter(endpoint, Registry(), families=families, metrics_interval_s=0.05)
+        target.start()
+        await asyncio.to_thread(collector.wait, lambda c: len(c.metrics) >= 3)
+        started = time.monotonic()
+        target.close(10)  # holds the loop: the thread must not wait for it
+        assert time.monotonic() - started < 5
+
+    with Collector() as collector:
+        asyncio.run(scenario(collector.endpoint, collector))
+    assert set(readers) == {threading.current_thread()}
+    values = [request.resource_metrics[0].scope_metrics[0].metrics[0].sum.data_points[0].as_int for request in collector.metrics]
+    assert values == sorted(values)
+    assert values[-1] == len(readers)
+
+
+def test_metrics_are_sent_soon_after_the_collector_came_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(otlp, "_FIRST_METRICS_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    registry = Registry()
+    target = exporter(f"http://127.0.0.1:{port}", registry, families=registry.families, metrics_interval_s=3600.0)
+    target.start()
+    _until(lambda: counted(registry, "failures").get(("metrics", "ConnectionRefusedError"), 0) >= 2)
+    with Collector(port=port) as collector:
+        collector.wait(lambda c: len(c.metrics) == 1)
+        target.close(10)
 
 
 def test_a_collector_that_is_down_costs_nothing_and_is_counted() -> None:

@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 from meshguard.model.errors import RequestError
 from meshguard.wire.chunked import LAST_CHUNK, ChunkDecoder, encode_chunk, encode_last_chunk
 from meshguard.wire.events import WireLimits
-from meshguard.wire.fields import FRAMING, NOT_IN_TRAILERS, remove_fields, split_block
+from meshguard.wire.fields import NOT_IN_TRAILERS, remove_fields, split_block
 from tests.harness.strict import Data, End, Parser
 
 LIMITS = WireLimits()
-GOOD = [name for name in NOT_IN_TRAILERS if name not in FRAMING]
 trailers = st.lists(
-    st.tuples(st.sampled_from([b"x-sum", b"Grpc-Status", b"a", *GOOD]), st.sampled_from([b"", b"1", b"a b"])), max_size=4
+    st.tuples(st.sampled_from([b"x-sum", b"Grpc-Status", b"a", *NOT_IN_TRAILERS]), st.sampled_from([b"", b"1", b"a b"])), max_size=4
 ).map(lambda pairs: b"".join(b"%b: %b\r\n" % pair for pair in pairs))
 bodies = st.lists(st.binary(min_size=1, max_size=60), max_size=6)
 
@@ -52,6 +51,7 @@ def test_round_trip(parts: list[bytes], block: bytes, behind: bytes, cuts: list[
 @settings(max_examples=150, deadline=None)
 @given(bodies, trailers)
 def test_other_readers_agree(parts: list[bytes], block: bytes) -> None:
+    block = remove_fields(block, (b"transfer-encoding", b"content-length"))  # h11 judges their values, in trailers too
     data = encode(parts, block)
     strict = Parser("request")
     events = strict.feed(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + data)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from meshguard.control.settings.limits import LimitsConfig
 from meshguard.control.settings.values import (
@@ -21,6 +21,7 @@ from meshguard.control.settings.values import (
     Section,
     SpiffePattern,
 )
+from meshguard.wire.fields import REQUEST_CONSUMED, RESPONSE_CONSUMED
 
 __all__ = ["HeaderChanges", "ListenerConfig", "PathConfig", "RouteConfig", "RouteTimeouts"]
 
@@ -34,12 +35,24 @@ class PathConfig(Section):
     backslash: Literal["reject", "keep"] = Field(default="reject", description="%5C: refused or kept; a raw backslash is always refused.")
 
 
+_OURS = frozenset(name.decode("ascii") for name in (*REQUEST_CONSUMED, *RESPONSE_CONSUMED))
+
+
+def _changeable(name: str) -> str:
+    if name in _OURS:
+        raise ValueError("a field that meshguard does not write itself (framing, Host, hop-by-hop and trace fields are its own)")
+    return name
+
+
+ChangedField = Annotated[FieldName, AfterValidator(_changeable)]
+
+
 class HeaderChanges(Section):
     """Changes to a head on its way: `remove`, then `set` (replaces), then `append`."""
 
-    set: dict[FieldName, FieldValue] = {}
-    append: dict[FieldName, FieldValue] = {}
-    remove: list[FieldName] = []
+    set: dict[ChangedField, FieldValue] = {}
+    append: dict[ChangedField, FieldValue] = {}
+    remove: list[ChangedField] = []
 
 
 class RouteTimeouts(Section):

@@ -30,7 +30,8 @@ class Call:
         self.ticket: Ticket | None = None
 
     def connected(self, conn: Connection) -> None:
-        """The call owns `conn` until it gives it to `Cluster.release` or `Cluster.discard`."""
+        """The call owns `conn` until it gives it to `Cluster.release` or `Cluster.discard`. It may have been closed in the very
+        moment before: then discard it, as any connection that breaks before its first octet."""
         raise NotImplementedError
 
     def failed(self, reason: Reason, detail: str) -> None:

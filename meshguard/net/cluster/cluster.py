@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable, Iterable
 
 from meshguard.model.reasons import NO_ENDPOINT
+from meshguard.net.cluster.dial import Connect
 from meshguard.net.cluster.endpoint import Address, Endpoint
 from meshguard.net.cluster.health import Checks, Opener
-from meshguard.net.cluster.line import Connect, Line
+from meshguard.net.cluster.line import Line
 from meshguard.net.cluster.resolve import Lookup, Names, is_literal, lookup
 from meshguard.net.cluster.settings import ClusterSettings
 from meshguard.net.cluster.state import ClusterState, observe
@@ -23,7 +24,7 @@ __all__ = ["Cluster"]
 class Cluster(Line):
     """One upstream cluster of this process. Not thread-safe: everything happens on the loop.
 
-    `connect` opens a connection (see `line.Connect`), `clock` is monotonic seconds, `opener` opens the stream of a health check
+    `connect` opens a connection (see `dial.Connect`), `clock` is monotonic seconds, `opener` opens the stream of a health check
     (needed when checks are configured), `find` looks up host names. Static endpoints can be used before `start`.
     """
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from meshguard.net.cluster.cluster import Cluster
+from meshguard.net.cluster.dial import Connect
 from meshguard.net.cluster.health import Opener
-from meshguard.net.cluster.line import Connect
 from meshguard.net.cluster.resolve import Lookup, lookup
 from meshguard.net.cluster.settings import ClusterSettings
 from meshguard.net.cluster.state import ClusterState

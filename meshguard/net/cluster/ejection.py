@@ -40,8 +40,10 @@ class Ejection:
     def failed(self, endpoint: Endpoint, out: int, total: int, now: float) -> bool:
         """Count a failure; true when `endpoint` is ejected by it. `out` of `total` endpoints are out of service already."""
         settings = self.settings
+        if endpoint.ejected_until:
+            return False  # what still fails of the requests in flight is known already
         endpoint.failures += 1
-        if not settings.consecutive_failures or endpoint.failures < settings.consecutive_failures or endpoint.ejected_until:
+        if not settings.consecutive_failures or endpoint.failures < settings.consecutive_failures:
             return False
         if (out + 1) * 100 > total * settings.max_percent:
             return False  # stays in, and the count stands: it goes as soon as the share allows it and it fails again

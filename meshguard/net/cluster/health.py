@@ -12,52 +12,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import ssl
 from collections.abc import Awaitable, Callable
-
-import h11
 
 from meshguard.model.errors import RequestError
 from meshguard.net.cluster.endpoint import Endpoint
 from meshguard.net.cluster.settings import HealthSettings
 from meshguard.net.cluster.tasks import Tasks
 
-__all__ = ["HEAD_BYTES", "Checks", "Opener", "probe"]
+__all__ = ["Checks", "Opener"]
 
 Opener = Callable[[Endpoint], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 """Opens a byte stream as requests to this endpoint use it (plaintext, or TLS with the peer authenticated)."""
 
-HEAD_BYTES = 16 * 1024
-"""A longer response head is a failed check."""
 _SPREAD = 0.1
 """Intervals vary by this share, so that the checks of a fleet do not arrive in step."""
 
 _log = logging.getLogger(__name__)
-
-
-async def probe(endpoint: Endpoint, settings: HealthSettings, opener: Opener) -> int:
-    """The status of one check; raises OSError, TimeoutError, RequestError or h11.ProtocolError. The body is not read."""
-    async with asyncio.timeout(settings.timeout_s):
-        reader, writer = await opener(endpoint)
-        try:
-            client = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_BYTES)
-            name = endpoint.address.name
-            host = settings.host or f"{f'[{name}]' if ':' in name else name}:{endpoint.address.port}"
-            headers = [("Host", host), ("User-Agent", "meshguard-health"), ("Accept", "*/*"), ("Connection", "close")]
-            writer.write(client.send(h11.Request(method="GET", target=settings.path, headers=headers)) or b"")
-            writer.write(client.send(h11.EndOfMessage()) or b"")
-            await writer.drain()
-            while True:
-                event = client.next_event()
-                if event is h11.NEED_DATA:
-                    client.receive_data(await reader.read(HEAD_BYTES))
-                elif isinstance(event, h11.Response):
-                    return int(event.status_code)
-                elif not isinstance(event, h11.InformationalResponse):
-                    raise ConnectionResetError("the connection ended without a response")
-        finally:
-            # abort, not close: a graceful TLS end could outlast the deadline
-            writer.transport.abort()
 
 
 class Checks:
@@ -110,9 +80,17 @@ class Checks:
             await asyncio.sleep(settings.interval_s * (1 + random.uniform(-_SPREAD, _SPREAD)))
 
     async def _check(self, endpoint: Endpoint) -> bool:
+        from meshguard.net.cluster.probe import probe  # h11: a process that checks nothing does not pay for its import
+
+        settings = self._settings
         try:
-            status = await probe(endpoint, self._settings, self._opener)
-        except (OSError, ssl.SSLError, RequestError, h11.ProtocolError) as error:  # TimeoutError is an OSError
+            async with asyncio.timeout(settings.timeout_s):
+                reader, writer = await self._opener(endpoint)
+                try:
+                    status = await probe(reader, writer, endpoint.address, settings)
+                finally:
+                    writer.transport.abort()  # not close: a graceful end of TLS could outlast the deadline
+        except (OSError, RequestError) as error:  # TimeoutError and ssl.SSLError are OSErrors
             _log.debug("health check of %s failed: %s", endpoint.key, error or type(error).__name__)
             return False
-        return any(low <= status <= high for low, high in self._settings.statuses)
+        return any(low <= status <= high for low, high in settings.statuses)

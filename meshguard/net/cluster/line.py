@@ -19,24 +19,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from meshguard.model.errors import RequestError
-from meshguard.model.reasons import CIRCUIT_OPEN, CONNECT_FAILED, CONNECT_TIMEOUT, NO_ENDPOINT, UPSTREAM_TLS_FAILED, Reason
+from meshguard.model.errors import UpstreamError
+from meshguard.model.reasons import CIRCUIT_OPEN, CONNECT_FAILED, NO_ENDPOINT, Reason
 from meshguard.net.cluster.calls import Call, Dial, Ticket, TicketState
+from meshguard.net.cluster.dial import Connect, dial
 from meshguard.net.cluster.endpoint import Connection, Endpoint
 from meshguard.net.cluster.pool import MAX_DIALS, RETRY, Pool
 from meshguard.net.cluster.settings import ClusterSettings
 from meshguard.net.cluster.tasks import Tasks
 
-__all__ = ["Books", "Connect", "Line"]
-
-Connect = Callable[[Endpoint], Awaitable[Connection]]
-"""Opens a connection, authenticated and ready for a request. Raises UpstreamError or OSError; closes what it opened when it is
-cancelled, which is how the deadline `connect_s` reaches it."""
+__all__ = ["Books", "Line"]
 
 _PATIENCE_S = 0.01
 """The queue's timer never fires more often than this, whatever the deadlines."""
@@ -200,9 +196,9 @@ class Line(Pool):
         if not ticket.fresh and (conn := self._take(endpoint)) is not None:
             self._grant(ticket, conn)
             return True
-        for dial in self._spare:
-            if dial.endpoint in candidates:
-                self._own(dial, ticket)
+        for spare in self._spare:
+            if spare.endpoint in candidates:
+                self._own(spare, ticket)
                 return True
         if self._connections >= self._max_connections:
             for other in candidates:
@@ -216,9 +212,9 @@ class Line(Pool):
             if not calmer:
                 return False
             endpoint = self._balancer.pick(calmer)
-        dial = self._begin(endpoint)
-        self._own(dial, ticket)
-        dial.task = self._tasks.spawn(self._open(dial), f"dial {endpoint.key}")
+        opening = self._begin(endpoint)
+        self._own(opening, ticket)
+        opening.task = self._tasks.spawn(self._open(opening), f"dial {endpoint.key}")
         return True
 
     def _pump(self) -> None:
@@ -321,41 +317,25 @@ class Line(Pool):
 
     # dials
 
-    async def _open(self, dial: Dial) -> None:
-        endpoint = dial.endpoint
-        limit_s = self.settings.timeouts.connect_s
+    async def _open(self, opening: Dial) -> None:
         try:
-            async with asyncio.timeout(limit_s):
-                conn = await self._connect(endpoint)
-        except RequestError as error:
-            self._missed(dial, error.reason, error.detail)
-        except TimeoutError:
-            self._missed(dial, CONNECT_TIMEOUT, f"{endpoint.key}: no connection within {limit_s:g} s")
-        except ssl.SSLError as error:
-            self._missed(dial, UPSTREAM_TLS_FAILED, f"{endpoint.key}: {getattr(error, 'reason', None) or type(error).__name__}")
-        except OSError as error:
-            self._missed(dial, CONNECT_FAILED, f"{endpoint.key}: {error.strerror or type(error).__name__}")
+            conn = await dial(self._connect, opening.endpoint, self.settings.timeouts.connect_s)
+        except UpstreamError as error:
+            self._missed(opening, error.reason, error.detail)
         except asyncio.CancelledError:
-            self._abandon(dial)
+            # not by us, or the dial would have been given up before: the loop is shutting down, and its ticket gets an answer
+            self._missed(opening, CONNECT_FAILED, f"{opening.endpoint.key}: cancelled")
             raise
-        except Exception as error:
-            # the outermost loop of this dial: the calls that wait for it must get an answer
-            _log.exception("cluster %s: opening a connection to %s raised", self.name, endpoint.key)
-            self._missed(dial, CONNECT_FAILED, f"{endpoint.key}: {type(error).__name__}")
         else:
-            self._opened(dial, conn)
+            self._opened(opening, conn)
 
-    def _opened(self, dial: Dial, conn: Connection) -> None:
-        if dial not in self._dials:
+    def _opened(self, opening: Dial, conn: Connection) -> None:
+        if opening not in self._dials:
             conn.close()
-            return
-        if conn.closed:
-            conn.close()
-            self._missed(dial, CONNECT_FAILED, f"{dial.endpoint.key}: closed at once")
             return
         self.connects += 1
-        dial.endpoint.stats.connects += 1
-        ticket = self._end(dial, connected=True)
+        opening.endpoint.stats.connects += 1
+        ticket = self._end(opening, connected=True)
         if ticket is not None:
             self._grant(ticket, conn)
         else:
@@ -363,13 +343,13 @@ class Line(Pool):
         self._pump()
         self._answer()
 
-    def _missed(self, dial: Dial, reason: Reason, detail: str) -> None:
-        if dial not in self._dials:
+    def _missed(self, opening: Dial, reason: Reason, detail: str) -> None:
+        if opening not in self._dials:
             return
-        endpoint = dial.endpoint
+        endpoint = opening.endpoint
         self.connect_failures += 1
         endpoint.stats.connect_failures += 1
-        ticket = self._end(dial, connected=False)
+        ticket = self._end(opening, connected=False)
         self._blame(endpoint, reason)
         if ticket is not None:
             ticket.refused = ticket.refused | {endpoint}
@@ -383,12 +363,12 @@ class Line(Pool):
         self._pump()
         self._answer()
 
-    def _abandon(self, dial: Dial) -> None:
+    def _abandon(self, opening: Dial) -> None:
         """Give a dial up; its ticket stays in the line, to be placed again."""
-        if dial in self._dials:
-            self._end(dial, connected=False)
-            if dial.task is not None:
-                dial.task.cancel()
+        if opening in self._dials:
+            self._end(opening, connected=False)
+            if opening.task is not None:
+                opening.task.cancel()
 
     def _blame(self, endpoint: Endpoint, reason: Reason | None) -> None:
         for fallen in self.members.failed(endpoint, reason, self._clock()):

@@ -25,13 +25,14 @@ class Members:
     closed; the list object `usable` is replaced, never changed.
     """
 
-    __slots__ = ("_ejection", "_panic_percent", "endpoints", "leaving", "panic", "usable")
+    __slots__ = ("_ejection", "_panic_percent", "ejections", "endpoints", "leaving", "panic", "usable")
 
     def __init__(self, settings: ClusterSettings) -> None:
         self.endpoints: dict[str, Endpoint] = {}
         self.leaving: dict[str, Endpoint] = {}
         self.usable: list[Endpoint] = []
         self.panic = False
+        self.ejections = 0
         self.configure(settings)
 
     def configure(self, settings: ClusterSettings) -> None:
@@ -94,6 +95,7 @@ class Members:
         if endpoint.healthy is False:
             out -= 1  # it is out already; ejecting it takes nobody else away
         if self._ejection.failed(endpoint, out, len(self.endpoints), now):
+            self.ejections += 1
             return self.rebuild()
         return []
 

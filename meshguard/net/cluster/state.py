@@ -100,7 +100,7 @@ def observe(line: Line) -> ClusterState:
         queued=books.queued,
         connects=books.connects,
         connect_failures=books.connect_failures,
-        ejections=sum(endpoint.ejections for endpoint in endpoints),
+        ejections=members.ejections,
         retries=line.budget.granted,
         retries_refused=line.budget.refused,
         retries_active=line.budget.active,

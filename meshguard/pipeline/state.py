@@ -1,0 +1,124 @@
+"""What is known of one request while it runs, and after it: the attributes of the light record, and the state behind them.
+
+The behaviour is in `exchange`. Everything is a slot and set once here: one of these is made per request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from meshguard.model.messages import NO_BODY, RequestHead
+from meshguard.model.principal import Principal
+from meshguard.model.reasons import Reason
+from meshguard.model.record import FieldOperation
+from meshguard.model.verdicts import Denial, Permit
+from meshguard.net.cluster.calls import Call
+from meshguard.net.cluster.endpoint import Endpoint
+
+if TYPE_CHECKING:
+    from meshguard.net.cluster.cluster import Cluster
+    from meshguard.net.http1_client import UpstreamConnection
+    from meshguard.net.stream import Downstream
+    from meshguard.pipeline.inspection import Inspection
+    from meshguard.pipeline.journey import Journey
+    from meshguard.pipeline.peer import Peer
+    from meshguard.pipeline.plan import Plan
+
+__all__ = ["ExchangeState"]
+
+_NOTHING: frozenset[Endpoint] = frozenset()
+
+
+class ExchangeState(Call):
+    """Attributes without underscore are the record's (`model.record.RequestRecord`)."""
+
+    __slots__ = (
+        "_cluster",
+        "_connection",
+        "_door",
+        "_head_out",
+        "_inspection",
+        "_interims",
+        "_journey",
+        "_request_complete",
+        "_response_complete",
+        "_response_length",
+        "_response_sent",
+        "_touched",
+        "aborted",
+        "answered",
+        "block",
+        "client_span_id",
+        "detail",
+        "ended",
+        "forwarded",
+        "head",
+        "number",
+        "operations",
+        "parent_id",
+        "peer",
+        "plan",
+        "principal",
+        "refusal",
+        "request_bytes",
+        "request_length",
+        "response_bytes",
+        "sampled",
+        "span_id",
+        "started",
+        "status",
+        "subject",
+        "trace_id",
+        "trace_lines",
+        "upstream",
+        "verdict",
+    )
+
+    def __init__(self, journey: Journey, door: Downstream, peer: Peer, head: RequestHead | None, number: int) -> None:
+        self.excluded = _NOTHING  # the three of Call, set here: a call of super().__init__ costs 60 ns
+        self.attempts = 0
+        self.ticket = None
+        self._journey = journey
+        self._door: Downstream | None = door
+        self._connection: UpstreamConnection | None = None
+        self._cluster: Cluster | None = None
+        self._inspection: Inspection | None = None
+        self._head_out = b""
+        self._request_complete = head is None or head.length == NO_BODY
+        self._response_complete = False
+        self._response_sent = False
+        self._response_length = 0
+        self._interims = 0
+        self.peer = peer
+        self.head = head
+        self.number = number
+        self.plan: Plan | None = None
+        self.verdict: Permit | Denial | None = None
+        self.refusal: Reason | None = None
+        self.detail = ""
+        self.status = 0
+        self.started = self._touched = monotonic()
+        self.principal: Principal | None = peer.principal
+        self.forwarded = 0.0
+        self.answered = 0.0
+        self.ended = 0.0
+        self.request_bytes = 0
+        self.response_bytes = 0
+        self.upstream = ""
+        self.aborted = ""
+        self.trace_id = b""
+        self.trace_lines = b""
+        self.block: bytes | None = None  # the field block to send where it is not the head's own
+        self.request_length = NO_BODY if head is None else head.length  # of the body as it goes to the upstream
+        self.parent_id = b""
+        self.span_id = b""  # derived off the path (telemetry.span_ids)
+        self.client_span_id = b""
+        self.sampled = False
+        self.operations: Sequence[FieldOperation] = ()
+        self.subject = ""
+
+    @property
+    def decision_id(self) -> str:
+        return f"{self._journey.boot_id}-{self.number:x}"
