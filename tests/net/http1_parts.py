@@ -9,7 +9,8 @@ from meshguard.model.errors import RequestError
 from meshguard.model.messages import NO_BODY, RequestHead
 from meshguard.model.reasons import INTERNAL_ERROR, POLICY_DENIED, Reason
 from meshguard.net.channel import PlainChannel
-from meshguard.net.http1_server import ConnectionLimits, Http1Connection
+from meshguard.net.http1_server import Http1Connection
+from meshguard.net.limits import ConnectionLimits
 from meshguard.wire.events import WireLimits
 from meshguard.wire.http1 import RequestParser
 from meshguard.wire.semantics import FieldRules

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from meshguard.model.messages import CHUNKED, NO_BODY, UNTIL_CLOSE
 from meshguard.model.reasons import MALFORMED_CHUNK, MALFORMED_REQUEST, POLICY_DENIED, QUARANTINED
 from meshguard.net.channel import HIGH_WATER
-from meshguard.net.http1_server import ConnectionLimits
+from meshguard.net.limits import ConnectionLimits
 from meshguard.wire.events import WireLimits
 from meshguard.wire.reference import RequestReader
 from meshguard.wire.semantics import FieldRules
@@ -483,17 +483,14 @@ def test_half_a_head_and_the_end(client: Client) -> None:
     assert client.handler.exchanges == []
 
 
-def test_pipelined_requests_of_a_client_that_closes_its_side_are_answered() -> None:
-    """`printf 'GET ... GET ...' | nc`: everything that was asked in full before the end is answered."""
+def test_after_the_clients_end_only_what_is_under_way_is_answered() -> None:
     client = Client()
     client.send(GET + GET)
     client.finish()
     client.last.answer(b"1")
     assert client.answers() == [(200, b"1")]
-    assert len(client.handler.exchanges) == 2
-    client.last.answer(b"2")
-    assert client.answers() == [(200, b"2")]
-    assert client.transport.closed
+    assert len(client.handler.exchanges) == 1
+    assert not client.open
 
 
 def test_a_body_that_can_never_be_whole_ends_its_exchange_at_once() -> None:
@@ -602,6 +599,35 @@ def test_lingering_ends_soon(client: Client) -> None:
     assert not client.transport.closed
     client.door.expire(later(3))
     assert client.transport.aborted
+
+
+def test_a_client_that_does_not_take_its_answer_is_cut_off(client: Client) -> None:
+    """Closed in order, but the transport still has octets for a peer that does not read."""
+    client.door.finish()
+    assert client.transport.closed
+    client.door.expire(later(30))
+    assert not client.transport.aborted
+    client.door.expire(later(61))
+    assert client.transport.aborted
+
+
+def test_a_client_that_does_not_read_gets_no_further_answers_made(client: Client) -> None:
+    client.channel.pause_writing()
+    client.send(NOW * 10)
+    assert len(client.handler.exchanges) <= 1
+    size = 0
+    while client.transport.reading and size < 10 * HIGH_WATER:
+        client.send(NOW * 100)
+        size += len(NOW) * 100
+    assert not client.transport.reading
+
+
+def test_a_crowd_is_not_kept_alive(client: Client) -> None:
+    client.handler.crowded = True
+    client.send(GET)
+    client.last.answer()
+    assert b"connection: close" in client.transport.take()
+    assert not client.open
 
 
 # ---- finish, cut, abandon

@@ -10,7 +10,7 @@ import pytest
 
 from meshguard.model.messages import CHUNKED, NO_BODY, UNTIL_CLOSE, RequestHead, ResponseHead
 from meshguard.model.reasons import POLICY_DENIED, UPSTREAM_MALFORMED, UPSTREAM_RESET, Reason
-from meshguard.net.http1_server import ConnectionLimits
+from meshguard.net.limits import ConnectionLimits
 from meshguard.pipeline.exchange import Exchange
 from tests.wire.corpus import get
 from tests.wire.drive import LIMITS, RULES
@@ -82,6 +82,7 @@ class Connection:
         self.closed = False
         self.reused = reused
         self.answered = False
+        self.closed = False
         self.log: list[str] = []
         self.channel = SimpleNamespace(pause_reading=lambda: self.log.append("pause"), resume_reading=lambda: self.log.append("resume"))
 
