@@ -248,14 +248,12 @@ class Http1Connection:
         if self.request_held:
             self.release_request()
         if self._engine.buffered:
-            if self._pumping:
-                return
-            self._turn += 1
-            if self._turn >= self._limits.requests_per_turn:
-                self._turn = 0
-                asyncio.get_running_loop().call_soon(self._resume_pump)
-            else:
-                self._pump()
+            if not self._pumping:
+                self._turn = (self._turn + 1) % self._limits.requests_per_turn
+                if self._turn:
+                    self._pump()
+                else:
+                    asyncio.get_running_loop().call_soon(self._resume_pump)
         elif self._client_done:
             self._close()
 
@@ -315,7 +313,7 @@ class Http1Connection:
 
     def send_refusal(self, reason: Reason, block: bytes, body: bytes) -> None:
         head = self._head
-        if reason.closes or head is None or not self._may_drain(head):
+        if reason.closes or head is None or head.expect or head.length > self._limits.refused_body_bytes:
             self._close_after = True
         else:
             self._drains = True
@@ -326,9 +324,6 @@ class Http1Connection:
         self.channel.write(
             b"%bdate: %b\r\n%bcontent-length: %d\r\n%b\r\n%b" % (status_line(reason.status), date, block, len(body), connection, body_out)
         )
-
-    def _may_drain(self, head: RequestHead) -> bool:
-        return not head.expect and head.length <= self._limits.refused_body_bytes
 
     def reset(self) -> None:
         self._out = b""
