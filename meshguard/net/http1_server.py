@@ -3,8 +3,7 @@
 Theory of operation. IDLE -> (head parsed) BUSY -> (exchange over) IDLE ... -> LINGERING -> closed. While BUSY, body events go to the
 exchange and pipelined bytes wait in the engine, bounded by pausing the channel. A refused request whose body is short is DRAINING:
 its body is read and thrown away so that the connection can go on. After any doubt about framing, or with much body left, the
-connection lingers: our side is closed and what still arrives is discarded for a moment, so that the answer is not lost to a TCP
-reset, and nothing of it is read as a request.
+connection lingers: our side is closed and what still arrives is discarded unread, so that the answer is not lost to a TCP reset.
 """
 
 from __future__ import annotations

@@ -483,6 +483,16 @@ def test_half_a_head_and_the_end(client: Client) -> None:
     assert client.handler.exchanges == []
 
 
+def test_what_came_in_full_before_the_clients_end_is_answered() -> None:
+    client = Client()
+    client.send(GET + GET)
+    client.finish()
+    client.last.answer(b"1")
+    client.last.answer(b"2")
+    assert client.answers() == [(200, b"1"), (200, b"2")]
+    assert not client.open
+
+
 def test_a_body_that_can_never_be_whole_ends_its_exchange_at_once() -> None:
     """The client closed its side inside a body: nothing can complete it, and the upstream must not wait for it."""
     for data in (POST + b"he", CHUNKS + b"2\r\nab\r\n"):
