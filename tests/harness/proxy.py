@@ -244,11 +244,14 @@ class Proxy:
     def decision_where(self, predicate: Callable[[dict[str, Any]], Any], what: str, since: int = 0) -> dict[str, Any]:
         return self.stdout.wait(predicate, what, since=since)
 
-    def reload(self, deadline_s: float = 6.0) -> None:
-        """SIGHUP, then waits until the process reports a reload (good or bad) on standard error."""
+    def reload(self, deadline_s: float = 6.0) -> str:
+        """SIGHUP, then the line on standard error that reports just this reload, taken over or refused (watched files cause others)."""
         since = len(self.stderr.items)
         self.signal(signal.SIGHUP)
-        self.wait_reloaded(since, deadline_s)
+        line: str = self.stderr.wait(
+            lambda text: ("reloaded" in text or "refused" in text) and '"why":"signal"' in text, "a report of the reload", deadline_s, since
+        )
+        return line
 
     def wait_reloaded(self, since: int, deadline_s: float = 6.0) -> str:
         """The line on standard error (from index `since`) that reports a reload, taken over or refused."""
