@@ -67,7 +67,8 @@ def test_without_an_identity_of_its_own_a_hop_adds_nothing() -> None:
     assert join([b'Subject="'], b"") == b""
 
 
-parts = st.sampled_from([b"URI=", b"By=", b"Subject=", b'"', b"\\", b",", b";", b"=", b"a", b" ", b"spiffe://d/x", b"\t", b"\xff", b'"x"', b"URI=a,URI=b"])
+parts = st.sampled_from([b"URI=", b"By=", b"Subject=", b'"', b"\\", b",", b";", b"=", b"a", b" ", b"spiffe://d/x", b"\t", b"\xff",
+b'"x"', b"URI=a,URI=b"])
 
 
 @settings(max_examples=400)
