@@ -42,7 +42,8 @@ class Telemetry:
         self._exporter: OtlpExporter | None = None
         consumers: list[Consumer] = [self.request_metrics]
         if telemetry.otlp is not None:
-            service, instance = telemetry.service_name, secrets.token_hex(8)
+            service = telemetry.service_name if "service_name" in telemetry.model_fields_set else None
+            instance = secrets.token_hex(8)
             self._exporter = OtlpExporter(
                 telemetry.otlp, registry, lambda: resource_attributes(service, instance), families=registry.families
             )

@@ -31,6 +31,7 @@ _TCHAR = rb"!#$%&'*+\-.^_`|~0-9A-Za-z"
 # field-content: HTAB, SP, VCHAR and obs-text; CR, LF, NUL, DEL and other controls never (RFC 9110 section 5.5)
 _VALUE = rb"[\t \x21-\x7e\x80-\xff]*+"
 _FIELD = rb"[" + _TCHAR + rb"]++:" + _VALUE
+_KEPT_ALIVE = rb"[cC][oO][nN][nN][eE][cC][tT][iI][oO][nN]:[ \t]*+[kK][eE][eE][pP]-[aA][lL][iI][vV][eE]"
 _LENGTH_FIELD = rb"[cC][oO][nN][tT][eE][nN][tT]-[lL][eE][nN][gG][tT][hH]:[ \t]*+([0-9]{1,18})"
 _PLAIN_FIELD = rb"[" + _TCHAR.replace(b"_", b"") + rb"]++:" + _VALUE
 
@@ -108,20 +109,24 @@ def _named(exact: Iterable[bytes], spoofable: Iterable[bytes]) -> bytes:
 
 @functools.lru_cache(maxsize=64)
 def usual_request(exact: tuple[bytes, ...], spoofable: tuple[bytes, ...]) -> Callable[[bytes], re.Match[bytes] | None]:
-    """Matches the usual request head and takes it apart in one pass: Host, then at most one `traceparent` and one `content-length`,
-    no other field of `exact` and `spoofable`, no name with `_`. What it does not match goes the long way, which decides.
+    """Matches the usual request head and takes it apart in one pass: Host, then up to three of `traceparent`, `content-length` and
+    `connection: keep-alive`, no other field of `exact` and `spoofable`, no name with `_`. What it does not match goes the long way, which
+    decides.
 
-    Groups: method, target, minor version, fields before Host, Host, fields behind it, then twice (traceparent, content-length, fields
-    behind it), each None where absent. Measured: half of a head expression plus a split.
+    Groups: method, target, minor version, fields before Host, Host, fields behind it, then three times (traceparent, content-length,
+    fields behind it), each None where absent. Measured: half of a head expression plus a split.
     """
     lines = rb"((?:(?!(?:" + _named(exact, spoofable) + rb"):)" + _PLAIN_FIELD + rb"\r\n)*+)"
-    special = rb"(?:(?:[tT][rR][aA][cC][eE][pP][aA][rR][eE][nN][tT]:[ \t]*+([\x21-\x7e]++)|" + _LENGTH_FIELD + rb")\r\n" + lines + rb")?+"
+    parent = rb"[tT][rR][aA][cC][eE][pP][aA][rR][eE][nN][tT]:[ \t]*+([\x21-\x7e]++)"
+    special = rb"(?:(?:" + parent + rb"|" + _LENGTH_FIELD + rb"|" + _KEPT_ALIVE + rb")\r\n" + lines + rb")?+"
     host = rb"[hH][oO][sS][tT]:[ \t]*+([\x21-\x7e]++)\r\n"
-    return re.compile(_START + rb"\r\n" + lines + host + lines + special + special + rb"\r\n").match
+    return re.compile(_START + rb"\r\n" + lines + host + lines + special * 3 + rb"\r\n").match
 
 
 def usual_response(exact: Iterable[bytes], spoofable: Iterable[bytes]) -> Callable[[bytes], re.Match[bytes] | None]:
-    """The same for a response over HTTP/1.1 with one `content-length`. Groups: status, fields before it, length, fields behind it."""
+    """The same for a response over HTTP/1.1 with one `content-length` and perhaps `connection: keep-alive`. Groups: status, fields (twice)
+    before the length, the length, fields (twice) behind it; the second ones None where absent."""
     lines = rb"((?:(?!(?:" + _named(exact, spoofable) + rb"):)" + _FIELD + rb"\r\n)*+)"
     start = rb"HTTP/1\.1 ([2-5][0-9][0-9])(?: " + _VALUE + rb")?+\r\n"
-    return re.compile(start + lines + _LENGTH_FIELD + rb"\r\n" + lines + rb"\r\n").match
+    kept = rb"(?:" + _KEPT_ALIVE + rb"\r\n" + lines + rb")?+"
+    return re.compile(start + lines + kept + _LENGTH_FIELD + rb"\r\n" + lines + kept + rb"\r\n").match

@@ -35,6 +35,8 @@ from meshguard.wire.grammar import CONTENT_LENGTH, UNDERSCORED, field_splitter, 
 __all__ = ["USUAL_RESPONSE", "FieldRules", "request_head", "response_head", "usual_request_head", "usual_response_head"]
 
 _BODILESS = frozenset((204, 304))
+# Connection options that name no field of a block: the usual ones, what was cut before, and what may not be taken away.
+_NEVER_IN_A_BLOCK = NEVER_NOMINATED | {b"close", b"keep-alive", b"te", b"trailer", b"upgrade", b"connection", b"proxy-connection"}
 _REFUSED_METHODS = frozenset((b"CONNECT", b"TRACE"))
 
 
@@ -67,7 +69,7 @@ USUAL_RESPONSE = usual_response(RESPONSE_CONSUMED, _OF_OURS)
 
 def usual_request_head(match: re.Match[bytes]) -> RequestHead | None:
     """The message of a `grammar.usual_request` match; None where only the long way may decide. Gives what `request_head` would."""
-    method, target, minor, before, host, behind, parent, length, more, parent2, length2, rest = match.groups()
+    method, target, minor, before, host, behind, parent, length, more, parent2, length2, more2, parent3, length3, more3 = match.groups()
     if target[0] != 0x2F or minor != b"1" or method in _REFUSED_METHODS:
         return None
     message = RequestHead()
@@ -76,12 +78,14 @@ def usual_request_head(match: re.Match[bytes]) -> RequestHead | None:
         message.length = NO_BODY
         message.specials = []
     else:
-        if rest is not None:
-            if (parent is None) == (parent2 is None):
-                return None  # twice the same field
-            parent = parent or parent2
-            length = length or length2
-            more += rest
+        if more2 is not None:
+            if more3 is not None:
+                if (parent2 is not None and parent3 is not None) or (length2 is not None and length3 is not None):
+                    return None  # twice the same field
+                parent2, length2, more2 = parent2 or parent3, length2 or length3, more2 + more3
+            if (parent is not None and parent2 is not None) or (length is not None and length2 is not None):
+                return None
+            parent, length, more = parent or parent2, length or length2, more + more2
         message.block = before + behind + more
         message.length = NO_BODY if length is None else int(length)
         message.specials = [] if parent is None else [(b"traceparent", parent)]
@@ -98,13 +102,13 @@ def usual_request_head(match: re.Match[bytes]) -> RequestHead | None:
 
 def usual_response_head(match: re.Match[bytes], method: bytes) -> ResponseHead | None:
     """The same for `USUAL_RESPONSE`. Gives what `response_head` would."""
-    status, before, length, behind = match.groups()
+    status, before, more, length, behind, rest = match.groups()
     code = int(status)
     if code in _BODILESS or method == b"HEAD":
         return None
     message = ResponseHead()
     message.status = code
-    message.block = before + behind
+    message.block = b"%b%b%b%b" % (before, more or b"", behind, rest or b"")
     message.length = int(length)
     message.minor = 1
     message.keep_alive = True
@@ -169,8 +173,9 @@ def request_head(method: bytes, target: bytes, minor: int, head: bytes, rules: F
         options = tokens(connection)
         if b"close" in options:
             keep_alive = False
-        nominated = [option for option in options if option not in NEVER_NOMINATED]
-        block = remove_fields(block, nominated)
+        nominated = [option for option in options if option not in _NEVER_IN_A_BLOCK]
+        if nominated:
+            block = remove_fields(block, nominated)
     if coding is not None:
         if length is not None or minor == 0:
             raise RequestError(AMBIGUOUS_FRAMING, "Transfer-Encoding with Content-Length or in HTTP/1.0")
@@ -269,7 +274,9 @@ def response_head(status: int, minor: int, head: bytes, method: bytes) -> Respon
         options = tokens(connection)
         if b"close" in options:
             message.keep_alive = False
-        block = remove_fields(block, [option for option in options if option not in NEVER_NOMINATED])
+        nominated = [option for option in options if option not in _NEVER_IN_A_BLOCK]
+        if nominated:
+            block = remove_fields(block, nominated)
     message.block = block
     message.specials = specials
     if status < 200 or status in _BODILESS or method == b"HEAD":

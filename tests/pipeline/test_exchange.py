@@ -79,6 +79,7 @@ class Connection:
     def __init__(self, cluster: Cluster, *, reused: bool = False) -> None:
         self.cluster = cluster
         self.endpoint = SimpleNamespace(key="192.0.2.9:80")
+        self.closed = False
         self.reused = reused
         self.answered = False
         self.closed = False
