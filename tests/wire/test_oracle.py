@@ -68,7 +68,7 @@ def test_valid_requests(first: tuple[bytes, Meaning], second: tuple[bytes, Meani
         assert message.body == meaning.body
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(data=bent_requests(), cuts=segmentations)
 def test_bent_requests(data: bytes, cuts: list[int]) -> None:
     check_request(data, split(data, cuts))
@@ -93,7 +93,7 @@ _bits = [
 ]  # fmt: skip
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(parts=st.lists(st.sampled_from(_bits), min_size=1, max_size=10), cuts=segmentations)
 @example(parts=[b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", b"0\r\nHost: b\r\n\r\n", b"GET / HTTP/1.1\r\n"],
 cuts=[])
