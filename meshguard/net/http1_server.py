@@ -3,8 +3,7 @@
 Theory of operation. IDLE -> (head parsed) BUSY -> (exchange over) IDLE ... -> LINGERING -> closed. While BUSY, body events go to the
 exchange and pipelined bytes wait in the engine, bounded by pausing the channel. A refused request whose body is short is DRAINING:
 its body is read and thrown away so that the connection can go on. After any doubt about framing, or with much body left, the
-connection lingers: our side is closed and what still arrives is discarded for a moment, so that the answer is not lost to a TCP
-reset, and nothing of it is read as a request.
+connection lingers: our side is closed and what still arrives is discarded unread, so that the answer is not lost to a TCP reset.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any
 
 from meshguard.model.errors import RequestError
 from meshguard.model.messages import CHUNKED, NO_BODY, UNTIL_CLOSE, RequestHead
-from meshguard.model.reasons import REQUEST_TIMEOUT, Reason
+from meshguard.model.reasons import MALFORMED_REQUEST, REQUEST_TIMEOUT, Reason
 from meshguard.net.channel import HIGH_WATER, NOT_YET, Channel
 from meshguard.net.limits import ConnectionLimits
 from meshguard.net.stream import Handler, Stream
@@ -38,6 +37,7 @@ class Http1Connection:
 
     __slots__ = (
         "_chunked",
+        "_client_done",
         "_close_after",
         "_discarded",
         "_draining",
@@ -55,6 +55,7 @@ class Http1Connection:
         "_since",
         "_turn",
         "_unwanted",
+        "_whole",
         "_writing_paused",
         "channel",
         "draining",
@@ -88,6 +89,8 @@ class Http1Connection:
         self._discarded = 0
         self._turn = 0
         self._writing_paused = False
+        self._whole = True  # the request under way came in full
+        self._client_done = False  # the client has closed its side
         self.peer: Any = None
         self.stream: Stream | None = None
         self.request_held = False
@@ -118,11 +121,15 @@ class Http1Connection:
                 self.hold_request()
 
     def ended(self) -> None:
-        """The client closed its side: what is under way may be answered, nothing more comes."""
+        """The client closed its side: what came in full is answered, nothing more comes."""
         if self.stream is None or self._engine.in_head:
             self._close()
         elif not self._lingering:
-            self._close_after = True
+            self._client_done = True
+            if not self._whole and not self.request_held:
+                self._broken(RequestError(MALFORMED_REQUEST, "the client closed its side inside the body"))
+            elif not self._engine.buffered:
+                self._close_after = True
 
     def lost(self, reason: str) -> None:
         stream, self.stream = self.stream, None
@@ -176,6 +183,7 @@ class Http1Connection:
                     if type(event) is bytes:
                         self.stream.request_data(event)
                     elif type(event) is EndOfMessage:
+                        self._whole = True
                         self.stream.request_end(event.trailers)
         except RequestError as error:
             self._broken(error)
@@ -196,6 +204,7 @@ class Http1Connection:
         self._head_since = 0.0
         self.held_s = 0.0
         self._chunked = False
+        self._whole = head.length == NO_BODY
         if not head.keep_alive or self.draining or self._handler.crowded:
             self._close_after = True
         self._handler.begin(self, self.peer, head)
@@ -237,13 +246,15 @@ class Http1Connection:
         self._since = monotonic()
         if self.request_held:
             self.release_request()
-        if self._engine.buffered and not self._pumping:
-            self._turn += 1
-            if self._turn >= self._limits.requests_per_turn:
-                self._turn = 0
-                asyncio.get_running_loop().call_soon(self._resume_pump)
-            else:
-                self._pump()
+        if self._engine.buffered:
+            if not self._pumping:
+                self._turn = (self._turn + 1) % self._limits.requests_per_turn
+                if self._turn:
+                    self._pump()
+                else:
+                    asyncio.get_running_loop().call_soon(self._resume_pump)
+        elif self._client_done:
+            self._close()
 
     # -- writing (Downstream) -------------------------------------------------------------------------------------------
 
@@ -301,7 +312,7 @@ class Http1Connection:
 
     def send_refusal(self, reason: Reason, block: bytes, body: bytes) -> None:
         head = self._head
-        if reason.closes or head is None or not self._may_drain(head):
+        if reason.closes or head is None or head.expect or head.length > self._limits.refused_body_bytes:
             self._close_after = True
         else:
             self._drains = True
@@ -312,9 +323,6 @@ class Http1Connection:
         self.channel.write(
             b"%bdate: %b\r\n%bcontent-length: %d\r\n%b\r\n%b" % (status_line(reason.status), date, block, len(body), connection, body_out)
         )
-
-    def _may_drain(self, head: RequestHead) -> bool:
-        return not head.expect and head.length <= self._limits.refused_body_bytes
 
     def reset(self) -> None:
         self._out = b""

@@ -11,7 +11,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from time import monotonic, time
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, cast
 
 from meshguard.model.reasons import PLAINTEXT_REFUSED
 from meshguard.net.channel import Application, Channel, PlainChannel, TlsChannel
@@ -193,7 +193,7 @@ class _Sniffer(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
         # until the first octet is here, the connection can be looked after like any other
-        self._door.channel = _Unborn(transport)  # type: ignore[attr-defined]  # the slot that `connected` fills later
+        self._door.attached(cast(Channel, _Unborn(transport)))
 
     def data_received(self, data: bytes) -> None:
         gate = self._gate
@@ -210,6 +210,8 @@ class _Sniffer(asyncio.Protocol):
 
 class _Unborn:
     """What deadlines see of a connection that has said nothing yet."""
+
+    closed = False
 
     def __init__(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport

@@ -1,6 +1,6 @@
 """Who is speaking: the OpenTelemetry resource of this process.
 
-OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES mean what they mean elsewhere (OpenTelemetry specification, "Resource SDK"). The SDK is loaded
+OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES mean what they mean elsewhere (OpenTelemetry specification). The SDK is loaded
 only where its detectors are asked for (OTEL_EXPERIMENTAL_RESOURCE_DETECTORS): it would cost an idle sidecar 6 MB to read two variables.
 """
 

@@ -156,7 +156,7 @@ def response_heads(draw: st.DrawFn) -> bytes:
     return b"%b\r\n%b\r\n" % (start, draw(blocks()))
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=350, deadline=None)
 @given(data=response_heads(), method=st.sampled_from([b"GET", b"HEAD", b"POST"]), behind=st.sampled_from([b"", b"hello", b"\r\n"]))
 def test_responses(data: bytes, method: bytes, behind: bytes) -> None:
     match = USUAL_RESPONSE(data + behind)
