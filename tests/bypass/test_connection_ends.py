@@ -163,27 +163,37 @@ def test_half_a_body_and_the_end_is_no_request(end: str, engine: str, proxy: Pro
     assert not any(s.complete for s in mesh.upstream.since(mark))
 
 
-@engines
-def test_a_refusal_leaves_time_for_the_rest_of_the_body(engine: str, proxy: Proxy, mesh: Mesh) -> None:
+def test_a_refusal_leaves_time_for_the_rest_of_the_body(proxy: Proxy, mesh: Mesh) -> None:
     """The time for a body begins with its request, however long the connection was idle before: the 403 arrives whole, and after the rest
-    of the body the connection goes on."""
+    of the body the connection goes on. Both engines wait side by side."""
     mark = mesh.upstream.mark()
-    with RawClient(proxy.address(f"brief-{engine}"), mesh.client("billing"), deadline_s=BODY_TOTAL_S + 0.2) as client:
-        assert client.request(get("/before")).status == 200
-        with pytest.raises(NoAnswer):
-            client.receive()  # idle for longer than a body may take
-        client.send(get("/admin/x", method="POST", fields=["Content-Length: 4"]) + b"b", expect="POST")
-        assert client.response().problem["code"] == "policy_denied"
-        client.sock.settimeout(0.6)  # at least two looks at deadlines
+    begun = get("/admin/x", method="POST", fields=["Content-Length: 4"]) + b"b"
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(RawClient(proxy.address(f"brief-{engine}"), mesh.client("billing"))) for engine in ENGINES]
+        for client in clients:
+            assert client.request(get("/before")).status == 200
+        _silence(clients, BODY_TOTAL_S + 0.1)  # idle for longer than a body may take
+        for client in clients:
+            client.send(begun, expect="POST")
+            assert client.response().problem["code"] == "policy_denied"
+        _silence(clients, 0.4)  # at least one look at deadlines
+        for client in clients:
+            client.send(b"ody" + get("/after"), expect="GET")
+            assert client.response().get("x-seen-target") == "/after"
+            client.send(begun, expect="POST")
+            assert client.response().status == 403
+        for client in clients:
+            client.assert_closed()  # and it has an end
+    assert [s.target for s in mesh.upstream.since(mark)] == ["/before", "/before", "/after", "/after"]
+
+
+def _silence(clients: list[RawClient], seconds: float) -> None:
+    """Nothing comes on any of them, and none is ended, for so long."""
+    for client, wait in zip(clients, (seconds, *[0.01] * len(clients)), strict=False):
+        client.sock.settimeout(wait)
         with pytest.raises(NoAnswer):
             client.receive()
-        client.sock.settimeout(4)
-        client.send(b"ody" + get("/after"), expect="GET")
-        assert client.response().get("x-seen-target") == "/after"
-        client.send(get("/admin/x", method="POST", fields=["Content-Length: 4"]) + b"b", expect="POST")
-        assert client.response().status == 403
-        client.assert_closed()  # and it has an end
-    assert [s.target for s in mesh.upstream.since(mark)] == ["/before", "/after"]
+        client.sock.settimeout(client.deadline_s)
 
 
 @engines
@@ -208,22 +218,19 @@ def test_the_only_connection_is_served(engine: str, proxy: Proxy, mesh: Mesh) ->
         eventually(lambda: proxy.metric("meshguard_connections", listener=listener) == 0, "the end of the connection")
 
 
-@engines
-def test_a_silent_connection_where_tls_is_optional(engine: str, proxy: Proxy, mesh: Mesh) -> None:
+def test_a_silent_connection_where_tls_is_optional(proxy: Proxy, mesh: Mesh) -> None:
     """`permissive`: before the first octet nothing is known of a connection. It has the time of a handshake, not more and not less."""
-    address = proxy.address(f"permissive-{engine}")
-    with (
-        RawClient(address, deadline_s=4) as silent,
-        RawClient(address, deadline_s=0.6) as slow,
-        RawClient(address, mesh.client("billing"), deadline_s=4) as idle,
-    ):
-        assert idle.request(get("/before")).status == 200
-        with pytest.raises(NoAnswer):
-            slow.receive()  # more than two looks at deadlines
-        slow.sock.settimeout(4)
-        assert slow.request(get("/slow")).status == 200
-        silent.assert_closed()
-        idle.assert_closed()
-    with RawClient(address, deadline_s=4) as later:
-        later.assert_closed()
-    assert "Traceback" not in proxy.stderr_text
+    addresses = [proxy.address(f"permissive-{engine}") for engine in ENGINES]
+    with contextlib.ExitStack() as stack:
+        silent, slow = ([stack.enter_context(RawClient(address, deadline_s=4)) for address in addresses] for _ in range(2))
+        idle = [stack.enter_context(RawClient(address, mesh.client("billing"), deadline_s=4)) for address in addresses]
+        for client in idle:
+            assert client.request(get("/before")).status == 200
+        _silence(slow, 0.6)  # more than two looks at deadlines
+        for client in slow:
+            assert client.request(get("/slow")).status == 200
+        for client in (*silent, *idle):
+            client.assert_closed()
+        assert "Traceback" not in proxy.stderr_text
+        for address in addresses:
+            stack.enter_context(RawClient(address, mesh.client("billing"))).request(get("/after"))
