@@ -91,7 +91,7 @@ class Runtime:
         self._tokens: TokenVerifier | None = None
         self._retired: list[Cluster] = []
         self._retiring: set[asyncio.Task[None]] = set()
-        self._leaving: dict[str, Journey] = {}
+        self._leaving: list[tuple[Journey, Listener[Http1Connection]]] = []
         self._collected_at = float("-inf")
 
     # -- start ----------------------------------------------------------------------------------------------------------
@@ -272,12 +272,13 @@ class Runtime:
     def _leave(self, journey: Journey, listener: Listener[Http1Connection]) -> None:
         """A listener that is no longer configured: what runs finishes, under the identities that are trusted now."""
         journey.draining = True
-        self._leaving[listener.name] = journey
+        entry = (journey, listener)
+        self._leaving.append(entry)
 
         def gone() -> None:
             listener.abandon("removed")
-            if self._leaving.get(listener.name) is journey:
-                del self._leaving[listener.name]
+            if entry in self._leaving:
+                self._leaving.remove(entry)
 
         listener.finish()
         journey.on_quiet = gone
@@ -339,14 +340,17 @@ class Runtime:
                     if peer.refusal is not None and before is None:
                         door.cut(peer.refusal.code)
                         continue
-                    if door.stream is not None and not journey.still_permitted(door.stream):
-                        door.cut("policy_denied")
-                        continue
-                if now >= peer.expires or not still_trusted(peer, snapshot.trust, now):
+                if door.stream is not None and journey.overstays(door.stream, snapshot):
+                    door.cut("policy_denied")
+                elif now >= peer.expires or not still_trusted(peer, snapshot.trust, now):
                     door.cut("identity_expired")
-        for journey in self._leaving.values():
+        for journey, _ in self._leaving:
             for door in list(journey.connections):
-                if door.peer is not None and (now >= door.peer.expires or not still_trusted(door.peer, self._trust, now)):
+                if door.peer is None:
+                    continue
+                if door.stream is not None and self.snapshot is not None and journey.overstays(door.stream, self.snapshot):
+                    door.cut("policy_denied")
+                elif now >= door.peer.expires or not still_trusted(door.peer, self._trust, now):
                     door.cut("identity_expired")
 
     async def watch(self) -> None:
@@ -354,15 +358,17 @@ class Runtime:
         pools. Whatever fails in one look, the next one comes."""
         while True:
             await asyncio.sleep(_LOOK_S)
-            try:
-                self.judge_connections()
-                self._renew_contexts()
-                now = time.monotonic()
-                for cluster in (*self.upstreams.clusters.values(), *self._retired):
-                    cluster.sweep(now)
-            except Exception:
-                # the outermost loop of a background service
-                log.exception("a periodic look failed")
+            for part in (self.judge_connections, self._renew_contexts, self._sweep_pools):
+                try:
+                    part()
+                except Exception:
+                    # the outermost loop of a background service: one part's trouble does not end the others
+                    log.exception("a periodic look failed")
+
+    def _sweep_pools(self) -> None:
+        now = time.monotonic()
+        for cluster in (*self.upstreams.clusters.values(), *self._retired):
+            cluster.sweep(now)
 
     def _renew_contexts(self) -> None:
         """OpenSSL keeps TLS 1.2 sessions in the context and Python cannot tell it not to: a context that has gathered many is replaced."""
@@ -379,18 +385,20 @@ class Runtime:
         for listener in self.listeners.values():
             listener.finish()
         quiet = asyncio.Event()
+        leaving, self._leaving = self._leaving, []
+        journeys = [*self.journeys.values(), *(journey for journey, _ in leaving)]
 
         def look() -> None:
-            if not any(journey.connections for journey in self.journeys.values()):
+            if not any(journey.connections for journey in journeys):
                 quiet.set()
 
-        for journey in self.journeys.values():
+        for journey in journeys:
             journey.on_quiet = look
         look()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
                 await quiet.wait()
-        for listener in self.listeners.values():
+        for listener in (*self.listeners.values(), *(listener for _, listener in leaving)):
             listener.abandon("shutdown")
         for task in self._retiring:
             task.cancel()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from random import getrandbits
-from time import time
+from time import monotonic, time
 from typing import TYPE_CHECKING, Final, cast
 
 from meshguard.model.errors import IdentityError, RequestError
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 __all__ = ["HOLD", "STAGES", "Journey"]
 
 HOLD: Final = object()
+LONG_S = 1.0
+"""From this age on an exchange is a stream that a change of policy may end."""
 Stage = Callable[["Journey", Exchange], object]
 
 
@@ -132,19 +134,22 @@ class Journey:
         self.active.value += 1
         self.run(exchange, STAGES)
 
-    def still_permitted(self, stream: Stream) -> bool:
-        """Judges a running exchange again under the snapshot in force: long streams do not outlive the rule that let them in (E2)."""
+    def overstays(self, stream: Stream, snapshot: Snapshot) -> bool:
+        """Judges a long exchange again under `snapshot`, once: streams do not outlive the rule that let them in (E2). A short one is
+        answered by the decision it began under: a change drops no request."""
         exchange = cast(Exchange, stream)  # what `begin` has put there
-        head, peer = exchange.head, exchange.peer
-        if head is None or type(exchange.verdict) is not Permit or peer.table is None:
-            return True  # refused already
+        plan, peer = exchange.plan, exchange.peer
+        if exchange.judged == snapshot.revision or monotonic() - exchange.started < LONG_S:
+            return False
+        exchange.judged = snapshot.revision
+        if plan is None or type(exchange.verdict) is not Permit or plan.policy_revision == snapshot.revision:
+            return False
+        outlook = snapshot.policy.bind(peer.principal).outlook(plan.method, plan.path, plan.readings, plan.host, peer.local_port)
         try:
-            plan = peer.table.make(head.method, head.authority, head.target, peer.local_port)
-            outlook = plan.outlook
             verdict = outlook.decide(RequestFacts(exchange, time())) if isinstance(outlook, Conditional) else outlook
         except RequestError:
-            return False
-        return isinstance(verdict, Permit)
+            return True
+        return not isinstance(verdict, Permit)
 
     def run(self, exchange: Exchange, stages: tuple[Stage, ...]) -> None:
         try:

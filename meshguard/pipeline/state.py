@@ -55,6 +55,7 @@ class ExchangeState(Call):
         "ended",
         "forwarded",
         "head",
+        "judged",
         "number",
         "operations",
         "parent_id",
@@ -94,6 +95,7 @@ class ExchangeState(Call):
         self.peer = peer
         self.head = head
         self.number = number
+        self.judged = 0  # revision under which a long exchange was judged again
         self.plan: Plan | None = None
         self.verdict: Permit | Denial | None = None
         self.refusal: Reason | None = None

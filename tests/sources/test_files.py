@@ -50,7 +50,7 @@ def refused(call: FilesSource) -> str:
 
 def test_load(tmp_path: Path) -> None:
     leaf = write(tmp_path)
-    (tmp_path / "a.crl").write_bytes(SHOP.crl(start=NOW - 60, end=NOW + 60))
+    (tmp_path / "a.crl").write_bytes(SHOP.crl(start=NOW - 60, end=NOW + 86400))
     update = source(tmp_path, ("a.crl",)).load()
     assert update.material.chain == (leaf.der,)
     assert update.bundles == {"shop.example": (SHOP.der,), "partner.example": (PARTNER.der,)}
