@@ -6,6 +6,7 @@ import contextlib
 import signal
 import socket
 import ssl
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -210,6 +211,36 @@ def test_a_removed_listener_leaves_nothing(start: Callable[..., Proxy], mesh: Me
             side.wait(lambda: all(c.ended for c in side.connections), "the end of the connections to a cluster that is gone")
             assert client.request(get("/a/after")).status == 200
         proxy.signal(signal.SIGTERM)
+        assert _gone(proxy) == 0
+
+
+def test_the_drain_waits_for_a_removed_listener(start: Callable[..., Proxy], mesh: Mesh) -> None:
+    """The listener was removed a moment before SIGTERM, with a request under way: the grace is for that one, too."""
+    go = mesh.upstream.event()
+
+    async def held(exchange: Exchange) -> None:
+        await exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nfirst")
+        await go.wait()
+        await exchange.send(b"again")
+
+    proxy = start({**_both(), "gone": {"tls": "mutual"}})
+    with mesh.upstream.on("/a/held", held), contextlib.ExitStack() as stack:
+        busy = stack.enter_context(RawClient(proxy.address("gone"), mesh.client("billing")))
+        idle = stack.enter_context(RawClient(proxy.address("default"), mesh.client("billing")))
+        assert idle.request(get("/a/idle")).status == 200
+        busy.send(get("/a/held"), expect="GET")
+        assert busy.head().status == 200
+        pieces = busy.body()
+        assert next(pieces) == b"first"
+        assert "reloaded" in _change(proxy, lambda c: c["listeners"].pop("gone"))
+        proxy.signal(signal.SIGTERM)
+        idle.assert_closed()  # it drains
+        assert proxy.process is not None
+        with pytest.raises(subprocess.TimeoutExpired):
+            proxy.process.wait(0.3)
+        go.set()
+        assert b"".join(pieces) == b"again"
+        busy.assert_closed()
         assert _gone(proxy) == 0
 
 
