@@ -394,7 +394,7 @@ class Runtime:
         for listener in self.listeners.values():
             listener.finish()
         quiet = asyncio.Event()
-        leaving, self._leaving = self._leaving, []
+        leaving = list(self._leaving)  # stays in place: identities are judged until the grace is over
         journeys = [*self.journeys.values(), *(journey for journey, _ in leaving)]
 
         def look() -> None:
