@@ -93,6 +93,7 @@ class Runtime:
         self._retiring: set[asyncio.Task[None]] = set()
         self._leaving: list[tuple[Journey, Listener[Http1Connection]]] = []
         self._collected_at = float("-inf")
+        self._not_renewable: set[str] = set()
 
     # -- start ----------------------------------------------------------------------------------------------------------
 
@@ -218,6 +219,7 @@ class Runtime:
         if before is not None:
             before.release()
         self._settle_memory()
+        self._not_renewable.clear()
         for _, listener in fresh:
             await listener.start()
 
@@ -373,8 +375,15 @@ class Runtime:
     def _renew_contexts(self) -> None:
         """OpenSSL keeps TLS 1.2 sessions in the context and Python cannot tell it not to: a context that has gathered many is replaced."""
         for name, listener in self.listeners.items():
-            if listener.gate.context is not None and worn_out(listener.gate.context):
-                listener.gate.context = server_context(self.inputs.configuration.listeners[name], self._identity, self._trust)
+            gate = listener.gate
+            if gate.context is None or name in self._not_renewable or not worn_out(gate.context):
+                continue
+            try:
+                gate.context = server_context(self.inputs.configuration.listeners[name], self._identity, self._trust)
+            except (MeshguardError, OSError) as exc:
+                # half-written files, for example: the old one serves until the next change
+                self._not_renewable.add(name)
+                log.warning("a TLS context could not be renewed", extra={"data": {"listener": name, "error": str(exc)}})
 
     # -- the end --------------------------------------------------------------------------------------------------------
 
