@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from meshguard.cli.main import main
+from meshguard.control.settings.listeners import ListenerConfig
 
 OURS = (
     "host",
@@ -70,6 +72,14 @@ def test_our_own_fields_cannot_be_changed(direction: str, operation: str, path: 
     assert sorted({problem["line"] for problem in problems}) == list(range(first, first + len(OURS)))
     assert {problem["file"] for problem in problems} == {str(path)}
     assert all(f"routes[0].{direction}.{operation}" in str(problem["path"]) for problem in problems)
+
+
+
+@pytest.mark.parametrize("name", ["*", "x-*-id", "**"])
+def test_fields_to_strip_are_names_or_beginnings(name: str) -> None:
+    with pytest.raises(ValidationError, match="beginning of one"):
+        ListenerConfig.model_validate({"address": "127.0.0.1:8443", "to": "app", "strip_headers": [name]})
+    ListenerConfig.model_validate({"address": "127.0.0.1:8443", "to": "app", "strip_headers": ["x-internal-*", "x-user-id"]})
 
 
 @pytest.mark.parametrize("direction", ["request_headers", "response_headers"])

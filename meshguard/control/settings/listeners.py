@@ -44,6 +44,13 @@ def _changeable(name: str) -> str:
     return name
 
 
+def _strippable(name: str) -> str:
+    if "*" in name[:-1] or name == "*":
+        raise ValueError("the name of a header field, or the beginning of one with * at its end (x-internal-*)")
+    return name
+
+
+StrippedField = Annotated[FieldName, AfterValidator(_strippable)]
 ChangedField = Annotated[FieldName, AfterValidator(_changeable)]
 
 
@@ -94,7 +101,9 @@ class ListenerConfig(Section):
     authorities: list[AuthorityPattern] = Field(default=[], description="Hosts served here; absent: any.")
     engine: Literal["default", "reference"] = Field(default="default", description="HTTP/1.1 implementation; `reference` is h11, slower.")
     trusted_proxies: list[SpiffePattern] = Field(default=[], description="Peers whose X-Forwarded-* and XFCC are believed.")
-    strip_headers: list[FieldName] = Field(default=[], description="Fields removed from requests, in every spelling.")
+    strip_headers: list[StrippedField] = Field(
+        default=[], description="Fields removed from requests, in every spelling; x-internal-* removes all that begin so."
+    )
     underscores: Literal["refuse", "drop", "allow"] = Field(default="refuse", description="Header names with `_`.")
     limits: LimitsConfig = Field(default={}, validate_default=True)
     certificate: DocumentPath | None = Field(default=None, description="Server certificate for `tls: server`; absent: the own SVID.")
