@@ -15,7 +15,7 @@ from tests.harness.upstream import Exchange, Upstream
 ENGINES = ("default", "reference")
 engines = pytest.mark.parametrize("engine", ENGINES)
 MIB = 1 << 20
-COUNT, BATCH = 1500, 20
+COUNT, BATCH = 1200, 20
 LONG = "a" * 7000
 
 
