@@ -21,7 +21,9 @@ class Configuration(Section):
     """A meshguard configuration. Three sections are needed: `listeners`, `clusters` and `policies` (or `bundle`), and
     `identity` unless the profile is `development` or SPIFFE_ENDPOINT_SOCKET is set. Paths are relative to the document."""
 
-    model_config = ConfigDict(title="meshguard configuration")
+    model_config = ConfigDict(
+        title="meshguard configuration", json_schema_extra={"oneOf": [{"required": ["policies"]}, {"required": ["bundle"]}]}
+    )
 
     profile: Literal["strict", "migration", "development"] = Field(
         default="strict", description="Fills the defaults of everything that is not said; see `meshguard check --profiles`."
