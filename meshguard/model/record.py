@@ -14,7 +14,7 @@ from meshguard.model.principal import Principal
 from meshguard.model.reasons import Reason
 from meshguard.model.verdicts import Denial, Permit
 
-__all__ = ["FieldOperation", "PeerFacts", "PlanFacts", "RequestRecord"]
+__all__ = ["FieldOperation", "PeerFacts", "PlanFacts", "RequestRecord", "WebSocketFacts"]
 
 
 class FieldOperation:
@@ -71,6 +71,15 @@ class PlanFacts(Protocol):
     def policy_revision(self) -> int: ...
 
 
+class WebSocketFacts(Protocol):
+    """How a WebSocket ended: the code of the first Close that was sent (0: none) and who sent it (`client`, `upstream`, `meshguard`)."""
+
+    @property
+    def close_code(self) -> int: ...
+    @property
+    def closed_by(self) -> str: ...
+
+
 class RequestRecord(Protocol):
     """One finished request. Times are `time.monotonic()` seconds; 0.0 means that it did not happen."""
 
@@ -125,5 +134,7 @@ class RequestRecord(Protocol):
     def sampled(self) -> bool: ...
     @property
     def operations(self) -> Sequence[FieldOperation]: ...
+    @property
+    def websocket(self) -> WebSocketFacts | None: ...  # of a request that asked for one
     @property
     def subject(self) -> str: ...  # `sub` of the verified JWT, ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from meshguard.model.reasons import TOKEN_INVALID, TOKEN_REQUIRED, Reason
+from meshguard.model.reasons import TOKEN_INVALID, TOKEN_REQUIRED, WEBSOCKET_HANDSHAKE, Reason
 
 __all__ = ["PROBLEM_TYPE", "problem_response"]
 
@@ -21,6 +21,8 @@ def problem_response(reason: Reason, decision_id: str) -> tuple[bytes, bytes]:
         block += b"www-authenticate: Bearer\r\n"
     elif reason is TOKEN_INVALID:
         block += b'www-authenticate: Bearer error="invalid_token"\r\n'
+    elif reason is WEBSOCKET_HANDSHAKE:
+        block += b"sec-websocket-version: 13\r\n"  # RFC 6455 section 4.4
     elif reason.status == 503:
         block += b"retry-after: 1\r\n"
     elif reason.status == 405:
