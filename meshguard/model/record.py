@@ -72,8 +72,10 @@ class PlanFacts(Protocol):
 
 
 class WebSocketFacts(Protocol):
-    """How a WebSocket ended: the code of the first Close that was sent (0: none) and who sent it (`client`, `upstream`, `meshguard`)."""
+    """If a WebSocket came to be, and how it ended: code of the first Close (0: none) and whose it was (`client`, `upstream`, `meshguard`)."""
 
+    @property
+    def opened(self) -> bool: ...
     @property
     def close_code(self) -> int: ...
     @property

@@ -42,6 +42,10 @@ class WebSocket:
         self._tunnel: Tunnel | None = None
 
     @property
+    def opened(self) -> bool:
+        return self._tunnel is not None
+
+    @property
     def close_code(self) -> int:
         return self._tunnel.close_code if self._tunnel is not None else 0
 
