@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from meshguard.control.settings.listeners import HeaderChanges, ListenerConfig, RouteConfig
-from meshguard.net.limits import ConnectionLimits
+from meshguard.net.limits import ConnectionLimits, WebSocketLimits
 from meshguard.pipeline.routes import HeaderOperations, Route, RouteTable, authority_matcher
 from meshguard.pipeline.snapshot import ListenerView
 from meshguard.policy.paths import Parameter, parse_template
@@ -37,7 +37,9 @@ def listener_view(name: str, config: ListenerConfig) -> ListenerView:
     return ListenerView(
         name=name,
         routes=RouteTable(
-            [_route(route) for route in config.routes] if config.routes else [Route(name, config.to or "")],
+            [_route(route, config.websocket) for route in config.routes]
+            if config.routes
+            else [Route(name, config.to or "", websocket=config.websocket == "allow")],
             authority_matcher(config.authorities) if config.authorities else None,
         ),
         limits=ConnectionLimits(
@@ -49,6 +51,13 @@ def listener_view(name: str, config: ListenerConfig) -> ListenerView:
             body_bytes=limits.body_bytes,
             refused_body_bytes=limits.refused_body_bytes,
             requests_per_turn=limits.requests_per_turn,
+            websocket=WebSocketLimits(
+                limits.websocket_message_bytes,
+                limits.websocket_frame_bytes,
+                limits.websocket_idle_s,
+                limits.websocket_ping_s,
+                limits.websocket_close_s,
+            ),
         ),
         wire_limits=wire_limits(config),
         field_rules=FieldRules(tuple(name.encode("ascii") for name in config.strip_headers), config.underscores),
@@ -62,7 +71,7 @@ def listener_view(name: str, config: ListenerConfig) -> ListenerView:
     )
 
 
-def _route(config: RouteConfig) -> Route:
+def _route(config: RouteConfig, websocket: str) -> Route:
     principals = principal_matcher(config.principals) if config.principals else None
     options = config.path
     strict = (options.encoded_slash, options.double_encoding, options.params, options.backslash) == ("reject",) * 4
@@ -80,6 +89,7 @@ def _route(config: RouteConfig) -> Route:
         response_s=config.timeouts.response_s,
         total_s=config.timeouts.total_s or 0.0,
         keep_trailers=config.trailers == "keep",
+        websocket=(config.websocket or websocket) == "allow",
     )
 
 

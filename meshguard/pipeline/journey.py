@@ -21,9 +21,12 @@ from meshguard.model.reasons import (
     IDENTITY_REVOKED,
     INTERNAL_ERROR,
     OVERLOADED,
+<<<<<<< HEAD
+=======
     QUARANTINED,
     UPGRADE_NOT_SUPPORTED,
     UPSTREAM_QUARANTINED,
+>>>>>>> main
 )
 from meshguard.model.verdicts import Denial, Permit
 from meshguard.net.tls import peer_chain
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from meshguard.net.channel import Channel
     from meshguard.net.http1_server import Http1Connection
     from meshguard.net.stream import Downstream, Stream
+    from meshguard.pipeline.plan import Plan
     from meshguard.pipeline.snapshot import Snapshot
     from meshguard.telemetry.metrics import Slot
     from meshguard.telemetry.observe import Observer
@@ -170,9 +174,9 @@ class Journey:
     def overstays(self, stream: Stream, snapshot: Snapshot) -> bool:
         """Judges a long exchange again under `snapshot`, once: streams do not outlive the rule that let them in (E2). A short one is
         answered by the decision it began under: a change drops no request."""
-        exchange = cast(Exchange, stream)  # what `begin` has put there
+        exchange = cast(Exchange, getattr(stream, "owner", stream))  # what `begin` has put there, or the tunnel that it has become
         plan, peer = exchange.plan, exchange.peer
-        if exchange.judged == snapshot.revision or monotonic() - exchange.started < LONG_S:
+        if exchange.judged == snapshot.revision or (monotonic() - exchange.started < LONG_S and exchange.status != 101):
             return False
         exchange.judged = snapshot.revision
         if plan is None or type(exchange.verdict) is not Permit or plan.policy_revision == snapshot.revision:
@@ -323,10 +327,13 @@ def forward(journey: Journey, exchange: Exchange) -> object:
     block = head.block if exchange.block is None else exchange.block
     lines = peer.lines
     framing = b""
+    if plan.request_operations is not None:
+        block = plan.request_operations.apply(block)
     if head.specials:
         for name, value in head.specials:
             if name == b"upgrade" and b"websocket" in value.lower():
-                raise RequestError(UPGRADE_NOT_SUPPORTED)
+                block, framing = _upgrade(exchange, head, plan, block)
+                break
         if peer.trusted_proxy:
             lines = chained_lines(peer, head.specials)
     length = exchange.request_length
@@ -334,12 +341,17 @@ def forward(journey: Journey, exchange: Exchange) -> object:
         framing = CHUNKED_LINE
     elif length or head.method in _WITH_BODY:
         framing = b"content-length: %d\r\n" % length
-    if plan.request_operations is not None:
-        block = plan.request_operations.apply(block)
     if head.expect and not plan.inspects_request:
         exchange.send_continue()
     exchange.forward(verdict, plan.cluster_object, b"%b%b%b%b%b\r\n" % (plan.line, block, lines, exchange.trace_lines, framing))
     return None
+
+
+def _upgrade(exchange: Exchange, head: RequestHead, plan: Plan, block: bytes) -> tuple[bytes, bytes]:
+    from meshguard.pipeline.upgrade import WebSocket  # loaded by the first who asks for it
+
+    exchange.websocket = websocket = WebSocket(head, plan)
+    return websocket.request(block)
 
 
 _WITH_BODY = frozenset((b"POST", b"PUT", b"PATCH"))

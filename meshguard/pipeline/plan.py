@@ -60,6 +60,7 @@ class Plan:
         "template",
         "total_s",
         "variants",
+        "websocket",
     )
 
     outlook: Permit | Denial | Conditional
@@ -84,6 +85,7 @@ class Plan:
         self.inspects_request = False
         self.inspects_response = False
         self.keep_trailers = False
+        self.websocket = True
         self.request_operations: HeaderOperations | None = None
         self.response_operations: HeaderOperations | None = None
         self.response_s = 15.0
@@ -153,6 +155,7 @@ class Table:
         plan.cluster = route.cluster
         plan.cluster_object = cluster = self.snapshot.clusters[route.cluster]
         plan.keep_trailers = route.keep_trailers
+        plan.websocket = route.websocket
         plan.request_operations = route.request_operations
         plan.response_operations = route.response_operations
         plan.response_s = route.response_s if route.response_s is not None else cluster.settings.timeouts.response_s

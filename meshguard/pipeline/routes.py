@@ -44,6 +44,7 @@ class Route:
         "response_operations",
         "response_s",
         "total_s",
+        "websocket",
     )
 
     def __init__(
@@ -62,6 +63,7 @@ class Route:
         response_s: float | None = None,
         total_s: float = 0.0,
         keep_trailers: bool = False,
+        websocket: bool = True,
     ) -> None:
         self.id = id
         self.cluster = cluster
@@ -76,6 +78,7 @@ class Route:
         self.response_s = response_s
         self.total_s = total_s
         self.keep_trailers = keep_trailers
+        self.websocket = websocket
 
     def could_match(self, host: str, path: str, method: str, principal: str | None) -> str | None:
         """The template (possibly empty) when everything but the header conditions matches, else None."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from meshguard.model.messages import NO_BODY, RequestHead
 from meshguard.model.principal import Principal
 from meshguard.model.reasons import Reason
-from meshguard.model.record import FieldOperation
+from meshguard.model.record import FieldOperation, WebSocketFacts
 from meshguard.model.verdicts import Denial, Permit
 
 DIGEST = "sha256:" + "ab" * 32
@@ -128,6 +128,7 @@ class Record:
         "trace_id",
         "upstream",
         "verdict",
+        "websocket",
     )
 
     def __init__(
@@ -157,6 +158,7 @@ class Record:
         sampled: bool = False,
         operations: Sequence[FieldOperation] = (),
         subject: str = "",
+        websocket: WebSocketFacts | None = None,
     ) -> None:
         self.number = number
         self.peer = peer
@@ -183,6 +185,7 @@ class Record:
         self.sampled = sampled
         self.operations = operations
         self.subject = subject
+        self.websocket = websocket
 
     @property
     def decision_id(self) -> str:
