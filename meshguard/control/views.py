@@ -58,6 +58,8 @@ def listener_view(name: str, config: ListenerConfig) -> ListenerView:
         close_share=limits.overload_close_percent / 100,
         shed_share=limits.overload_shed_percent / 100,
         plaintext_until=config.permissive_until.timestamp() if config.permissive_until is not None else 0.0,
+        outbound=config.direction == "outbound",
+        original=config.capture != "none",
         trusts=principal_matcher(config.trusted_proxies) if config.trusted_proxies else None,
     )
 

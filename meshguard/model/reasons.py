@@ -85,6 +85,11 @@ FIELD_NOT_OPENED = Reason("field_not_opened", 403, 7, "A protected field could n
 KEY_UNAVAILABLE = Reason("key_unavailable", 503, 14, "A key for a protected field is not available", _I)
 RESPONSE_NOT_INSPECTABLE = Reason("response_not_inspectable", 502, 13, "The upstream's response cannot be inspected", _U)
 
+# destinations that the request itself names (outbound)
+DESTINATION_REFUSED = Reason("destination_refused", 403, 7, "This destination may not be called through this proxy")
+TOO_MANY_DESTINATIONS = Reason("too_many_destinations", 503, 8, "Too many destinations are in use", _I)
+LOOP_DETECTED = Reason("loop_detected", 508, 13, "The destination is this proxy itself")
+
 # upstream
 NO_ENDPOINT = Reason("no_endpoint", 503, 14, "No healthy upstream endpoint", _U)
 CONNECT_FAILED = Reason("connect_failed", 502, 14, "The upstream could not be reached", _U)

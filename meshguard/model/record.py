@@ -50,6 +50,8 @@ class PeerFacts(Protocol):
     def local_address(self) -> str: ...
     @property
     def local_port(self) -> int: ...
+    @property
+    def outbound(self) -> bool: ...  # a call of this workload itself
 
 
 class PlanFacts(Protocol):

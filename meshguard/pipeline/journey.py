@@ -113,7 +113,15 @@ class Journey:
         peer.principal = None
         peer.refusal = None
         peer.expires = float("inf")
-        if peer.chain and snapshot.trust is not None:
+        if view.outbound:
+            # the own workload: who it is says our SVID, and nothing that it sends; its network namespace is what binds it to us
+            peer.outbound = True
+            peer.principal = snapshot.own
+            if snapshot.own is None:
+                peer.refusal = IDENTITY_REQUIRED
+            else:
+                peer.expires = snapshot.own.not_after
+        elif peer.chain and snapshot.trust is not None:
             try:
                 peer.principal = principal = snapshot.trust.verify(peer.chain, time())
                 peer.expires = principal.not_after
@@ -264,7 +272,7 @@ def decide(journey: Journey, exchange: Exchange) -> object:
     if isinstance(verdict, Denial):
         raise RequestError(verdict.reason)
     if plan.refusal is not None:
-        raise RequestError(plan.refusal)
+        raise RequestError(plan.refusal, plan.refusal_detail)
     return None
 
 
@@ -283,8 +291,13 @@ def inspect(journey: Journey, exchange: Exchange) -> object:
 def forward(journey: Journey, exchange: Exchange) -> object:
     """Serialises the request anew, from what was judged, and hands it to the cluster."""
     head, plan, peer, verdict = exchange.head, exchange.plan, exchange.peer, exchange.verdict
-    if head is None or plan is None or plan.cluster_object is None or type(verdict) is not Permit:
+    if head is None or plan is None or type(verdict) is not Permit:
         raise RequestError(INTERNAL_ERROR, "not decided")
+    cluster = plan.cluster_object
+    if cluster is None:
+        if plan.destination is None:
+            raise RequestError(INTERNAL_ERROR, "no cluster")
+        cluster = plan.destination.cluster(peer.original)
     block = head.block if exchange.block is None else exchange.block
     lines = peer.lines
     framing = b""
@@ -303,7 +316,7 @@ def forward(journey: Journey, exchange: Exchange) -> object:
         block = plan.request_operations.apply(block)
     if head.expect and not plan.inspects_request:
         exchange.send_continue()
-    exchange.forward(verdict, plan.cluster_object, b"%b%b%b%b%b\r\n" % (plan.line, block, lines, exchange.trace_lines, framing))
+    exchange.forward(verdict, cluster, b"%b%b%b%b%b\r\n" % (plan.line, block, lines, exchange.trace_lines, framing))
     return None
 
 

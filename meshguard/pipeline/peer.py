@@ -35,6 +35,8 @@ class Peer:
         "listener",
         "local_address",
         "local_port",
+        "original",
+        "outbound",
         "principal",
         "protocol",
         "refusal",
@@ -56,6 +58,8 @@ class Peer:
         self.refusal: Reason | None = None
         self.table: Table | None = None
         self.trusted_proxy = False
+        self.outbound = False  # the caller is this workload itself
+        self.original: tuple[str, int] | None = None  # where a redirected client had connected to
         self.certificate_tag = b""
         self.lines = b""
 

@@ -19,6 +19,8 @@ from meshguard.wire.target import STRICT, PathOptions, Target, canonicalise
 if TYPE_CHECKING:
     from meshguard.fields.compile import RoutePlan
     from meshguard.net.cluster.cluster import Cluster
+    from meshguard.net.cluster.settings import ClusterSettings
+    from meshguard.net.destinations import Destination
     from meshguard.pipeline.snapshot import ListenerView, Snapshot
     from meshguard.policy.decision import Binding, Conditional
 
@@ -40,6 +42,7 @@ class Plan:
         "cluster",
         "cluster_object",
         "conditions",
+        "destination",
         "fields",
         "host",
         "inspects_request",
@@ -50,9 +53,11 @@ class Plan:
         "outlook",
         "path",
         "policy_revision",
+        "port",
         "query",
         "readings",
         "refusal",
+        "refusal_detail",
         "request_operations",
         "response_operations",
         "response_s",
@@ -63,13 +68,15 @@ class Plan:
     )
 
     outlook: Permit | Denial | Conditional
-    cluster_object: Cluster | None
+    cluster_object: Cluster | None  # None on a dynamic cluster: `destination` finds it
+    destination: Destination | None
     fields: RoutePlan | None
 
     def __init__(self, method: str, host: str, target: Target, revision: int) -> None:
         self.method = method
         self.host = host
         self.path = target.path
+        self.port = 0  # of the authority; 0: none was given
         self.query = target.query
         self.readings = target.readings
         self.policy_revision = revision
@@ -77,7 +84,9 @@ class Plan:
         self.template = ""
         self.cluster = ""
         self.cluster_object = None
+        self.destination = None
         self.refusal: Reason | None = None
+        self.refusal_detail = ""
         self.variants: tuple[Plan, ...] = ()
         self.conditions: Route | None = None
         self.fields = None
@@ -119,6 +128,7 @@ class Table:
         principal = self.principal.spiffe_id if self.principal is not None else None
         target, options = self._canonical(raw, host, method, principal)
         plan = Plan(method, host, target, snapshot.revision)
+        plan.port = int(sent_authority[len(host) + 1 :] or 0)
         plan.outlook = self.binding.outlook(method, target.path, target.readings, host, local_port)
         if routes.serves is not None and not routes.serves(host):
             plan.refusal = MISDIRECTED
@@ -143,7 +153,7 @@ class Table:
     def _variant(self, base: Plan, route: Route, template: str) -> Plan:
         plan = Plan(base.method, base.host, Target(base.path, base.query, base.readings), base.policy_revision)
         plan.outlook, plan.fields, plan.line = base.outlook, base.fields, base.line
-        plan.conditions = route
+        plan.conditions, plan.port = route, base.port
         self._follow(plan, route, template)
         return plan
 
@@ -151,18 +161,28 @@ class Table:
         plan.route = route.id
         plan.template = template or getattr(plan.outlook, "template", "")
         plan.cluster = route.cluster
-        plan.cluster_object = cluster = self.snapshot.clusters[route.cluster]
+        cluster = plan.cluster_object = self.snapshot.clusters.get(route.cluster)
         plan.keep_trailers = route.keep_trailers
         plan.request_operations = route.request_operations
         plan.response_operations = route.response_operations
-        plan.response_s = route.response_s if route.response_s is not None else cluster.settings.timeouts.response_s
+        settings = self._direct(plan, route.cluster) if cluster is None else cluster.settings
+        plan.response_s = route.response_s if route.response_s is not None else settings.timeouts.response_s
         plan.total_s = route.total_s
         if not plan.host and b"\r\nhost:" not in plan.line:
-            plan.line += b"host: %b\r\n" % cluster.name.encode("ascii")  # HTTP/1.0 without Host; HTTP/1.1 needs one
+            plan.line += b"host: %b\r\n" % route.cluster.encode("ascii")  # HTTP/1.0 without Host; HTTP/1.1 needs one
         fields = plan.fields
         if fields is not None:
             plan.inspects_request = fields.request is not None
             plan.inspects_response = fields.response is not None
+
+    def _direct(self, plan: Plan, cluster: str) -> ClusterSettings:
+        """A dynamic cluster: the request's authority is the destination, if it may be one."""
+        destinations = self.snapshot.destinations[cluster]
+        try:
+            plan.destination = destinations.judge(plan.host, plan.port)
+        except RequestError as error:
+            plan.refusal, plan.refusal_detail = error.reason, error.detail
+        return destinations.settings.cluster
 
     def _canonical(self, raw: bytes, host: str, method: str, principal: str | None) -> tuple[Target, PathOptions]:
         """Strict; what strict refuses, the first route that asks for the spelling and matches the result may still take."""

@@ -5,7 +5,7 @@ Schema `meshguard.decision/1` (keys marked ? are left out when there is nothing 
     schema, id, time        time: when the request head was complete, RFC 3339, UTC, microseconds
     who                     principal? (SPIFFE ID), svid? {trust_domain, serial, thumbprint}, subject? (verified JWT), address, port
     what                    method, host, path (canonical), route, cluster, listener, protocol, tls, port, request_bytes,
-                            response_bytes, query_bytes?
+                            response_bytes, direction? (outbound: a call of the own workload), query_bytes?
     why                     verdict (allow, deny, refuse, error), rule?, reason?, detail?, near_miss? {rule, condition, detail?},
                             shadow? [{rule, effect}], policy_digest?, policy_revision?
     outcome                 status (0: none was sent), upstream?, attempts (how often one was tried), duration_us,
@@ -163,6 +163,8 @@ class DecisionLog:
                 "response_bytes": record.response_bytes,
             }
             revision = 0
+        if peer.outbound:
+            what["direction"] = "outbound"
         if head is not None:
             mark = head.target.find(b"?")
             if mark >= 0:

@@ -25,7 +25,7 @@ BILLING = Principal(
 class Peer:
     """Facts of a connection."""
 
-    __slots__ = ("client_address", "client_port", "listener", "local_address", "local_port", "principal", "protocol", "tls_version")
+    __slots__ = ("client_address", "client_port", "listener", "local_address", "local_port", "outbound", "principal", "protocol", "tls_version")
 
     def __init__(
         self,
@@ -38,7 +38,9 @@ class Peer:
         tls_version: str = "TLSv1.3",
         local_address: str = "10.9.9.9",
         local_port: int = 8443,
+        outbound: bool = False,
     ) -> None:
+        self.outbound = outbound
         self.listener = listener
         self.client_address = client_address
         self.client_port = client_port

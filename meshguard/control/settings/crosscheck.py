@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from meshguard.control.settings.outbound_checks import outbound_complaints
 from meshguard.control.settings.profiles import DEVELOPMENT_CA, PERMISSIVE, PLAIN_LISTENER, PLAIN_UPSTREAM, PROFILES, permits
 from meshguard.control.settings.values import Address, parse_address, parse_moment
 from meshguard.sources.complaints import Complaint, Told, nearest
@@ -27,6 +28,7 @@ def crosscheck(values: Mapping[str, Any], base: Path, now: float, *, files: bool
     profile = values.get("profile", "strict")
     check = _Check(values, profile if profile in PROFILES else "strict", datetime.fromtimestamp(now, UTC))
     out = [*check.identity(), *check.listeners(), *check.clusters(), *check.ports()]
+    out += outbound_complaints(values, profile if profile in PROFILES else "strict")
     if files:
         out += _files(values, base)
     return out

@@ -95,6 +95,13 @@ class ListenerConfig(Section):
         description="mutual: a client certificate is required; permissive: plaintext is taken too, until `permissive_until`;"
         " server: TLS without client certificates (an edge); none: plaintext, for local applications.",
     )
+    direction: Literal["inbound", "outbound"] = Field(
+        default="inbound",
+        description="outbound: the local application's own calls; the caller is this workload itself (needs `tls: none` on loopback).",
+    )
+    capture: Literal["none", "redirect", "tproxy"] = Field(
+        default="none", description="How traffic is redirected here (`meshguard capture`), so that its first destination is known."
+    )
     permissive_until: Moment | None = Field(default=None, description="End of a relaxation; a date counts to its last second, UTC.")
     to: ClusterName | None = None
     routes: list[RouteConfig] = []
