@@ -129,3 +129,5 @@ class RequestRecord(Protocol):
     def operations(self) -> Sequence[FieldOperation]: ...
     @property
     def subject(self) -> str: ...  # `sub` of the verified JWT, ""
+    @property
+    def issuer(self) -> str: ...  # `iss` of the verified JWT, ""

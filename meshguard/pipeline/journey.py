@@ -300,7 +300,7 @@ def decide(journey: Journey, exchange: Exchange) -> object:
     if isinstance(outlook, Conditional):
         facts = RequestFacts(exchange, time())
         verdict = outlook.decide(facts)
-        exchange.subject = facts.subject
+        exchange.subject, exchange.issuer = facts.subject, facts.issuer
     else:
         verdict = outlook
     exchange.verdict = verdict

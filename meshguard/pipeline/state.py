@@ -55,6 +55,7 @@ class ExchangeState(Call):
         "ended",
         "forwarded",
         "head",
+        "issuer",
         "judged",
         "number",
         "operations",
@@ -120,6 +121,7 @@ class ExchangeState(Call):
         self.sampled = False
         self.operations: Sequence[FieldOperation] = ()
         self.subject = ""
+        self.issuer = ""
 
     @property
     def decision_id(self) -> str:

@@ -3,7 +3,8 @@
 Schema `meshguard.decision/1` (keys marked ? are left out when there is nothing to say; new keys may come, none changes its meaning):
 
     schema, id, time        time: when the request head was complete, RFC 3339, UTC, microseconds
-    who                     principal? (SPIFFE ID), svid? {trust_domain, serial, thumbprint}, subject? (verified JWT), address, port
+    who                     principal? (SPIFFE ID), svid? {trust_domain, serial, thumbprint}, subject?, user? (verified JWT: its sub, and jwt:ISSUER#SUB
+                            as rules name it), address, port
     what                    method, host, path (canonical), route, cluster, listener, protocol, tls, port, request_bytes,
                             response_bytes, direction? (outbound: a call of the own workload), query_bytes?
     why                     verdict (allow, deny, refuse, error), rule?, reason?, detail?, near_miss? {rule, condition, detail?},
@@ -130,6 +131,8 @@ class DecisionLog:
             who["svid"] = self._svids.get(principal.thumbprint) or self._svid(principal)
         if record.subject:
             who["subject"] = _capped(record.subject, MAX_SUBJECT)
+            if record.issuer:
+                who["user"] = _capped(f"jwt:{record.issuer}#{record.subject}", MAX_DETAIL)
 
         if plan is not None:
             path = plan.path

@@ -126,6 +126,7 @@ class Record:
         "span_id",
         "started",
         "status",
+        "issuer",
         "subject",
         "trace_id",
         "upstream",
@@ -159,6 +160,7 @@ class Record:
         sampled: bool = False,
         operations: Sequence[FieldOperation] = (),
         subject: str = "",
+        issuer: str = "",
     ) -> None:
         self.number = number
         self.peer = peer
@@ -185,6 +187,7 @@ class Record:
         self.sampled = sampled
         self.operations = operations
         self.subject = subject
+        self.issuer = issuer
 
     @property
     def decision_id(self) -> str:
