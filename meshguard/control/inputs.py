@@ -45,7 +45,6 @@ def load_inputs(load_configuration: Callable[[], LoadedConfiguration]) -> Inputs
     files = [Path(loaded.document.file), *configuration.policies, *(config.path for config in configuration.keys.values())]
     for listener in configuration.listeners.values():
         files += [path for path in (listener.certificate, listener.key) if path is not None]
+        files += [path for entry in listener.certificates for path in (entry.certificate, entry.key)]
     files += [cluster.tls.ca for cluster in configuration.clusters.values() if cluster.tls is not None and cluster.tls.ca is not None]
     return Inputs(loaded, policy.compiled, policy.fields, policy.warnings, tuple(files))
-
-

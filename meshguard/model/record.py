@@ -128,6 +128,8 @@ class RequestRecord(Protocol):
     @property
     def operations(self) -> Sequence[FieldOperation]: ...
     @property
+    def client_address(self) -> str: ...  # the peer's, or what trusted proxies told of its client
+    @property
     def subject(self) -> str: ...  # `sub` of the verified JWT, ""
     @property
     def issuer(self) -> str: ...  # `iss` of the verified JWT, ""

@@ -20,17 +20,19 @@ from meshguard.model.reasons import (
     IDENTITY_REQUIRED,
     IDENTITY_REVOKED,
     INTERNAL_ERROR,
+    MISDIRECTED,
     OVERLOADED,
     QUARANTINED,
     UPGRADE_NOT_SUPPORTED,
     UPSTREAM_QUARANTINED,
 )
 from meshguard.model.verdicts import Denial, Permit
+from meshguard.net.server_names import names_of
 from meshguard.net.tls import peer_chain
 from meshguard.pipeline.exchange import Exchange
 from meshguard.pipeline.facts import RequestFacts
 from meshguard.pipeline.inspection import InspectionBudget
-from meshguard.pipeline.peer import Peer, chained_lines, forwarded_lines
+from meshguard.pipeline.peer import Peer
 from meshguard.policy.decision import Conditional
 from meshguard.policy.quarantine import NOBODY, Entry, Quarantine
 from meshguard.wire.serialise import CHUNKED_LINE
@@ -112,6 +114,7 @@ class Journey:
         if tls is not None:
             peer.tls_version = tls.version() or ""
             peer.chain = peer_chain(tls)
+            peer.serves = names_of(tls)
         self.identify_peer(peer, snapshot)
         return peer
 
@@ -142,7 +145,9 @@ class Journey:
         elif view.plaintext_until and not peer.tls_version:
             peer.expires = view.plaintext_until
         peer.trusted_proxy = peer.principal is not None and view.trusts is not None and view.trusts(peer.principal.spiffe_id)
-        peer.lines = forwarded_lines(peer, snapshot.own_id)
+        peer.lines = view.forwarding.lines(peer, snapshot.own_id)
+        peer.forwarding = view.forwarding if view.forwarding.trusts(peer) else None
+        peer.answer_lines = view.answer_lines
         peer.limits = view.limits
         peer.table = snapshot.table(view, peer.principal)
 
@@ -246,6 +251,8 @@ def identify(journey: Journey, exchange: Exchange) -> object:
     if table is None or table.snapshot is not snapshot:
         journey.identify_peer(peer, snapshot)
         exchange.principal = peer.principal
+    if peer.forwarding is not None and exchange.head is not None:
+        exchange.client, exchange.lines = peer.forwarding.judge(peer, exchange.head.specials)
     if peer.refusal is not None:
         raise RequestError(peer.refusal)
     if time() >= peer.expires:
@@ -267,15 +274,19 @@ def locate(journey: Journey, exchange: Exchange) -> object:
     plan = table.plans.get((head.method, head.authority, head.target))
     if plan is None:
         plan = table.make(head.method, head.authority, head.target, exchange.peer.local_port)
-    limit = exchange.peer.limits.body_bytes
-    if limit and head.length > limit:
-        raise RequestError(BODY_TOO_LARGE, f"content-length {head.length}")
     if plan.variants:
         for variant in plan.variants:
             if variant.conditions is not None and variant.conditions.headers_match(head.block):
                 plan = variant
                 break
     exchange.plan = plan
+    if plan.answer is not None:
+        raise RequestError(plan.answer)
+    serves = exchange.peer.serves
+    if serves is not None and not serves(plan.host):
+        raise RequestError(MISDIRECTED, "the connection was made for another server name")
+    if plan.body_bytes and head.length > plan.body_bytes:
+        raise RequestError(BODY_TOO_LARGE, f"content-length {head.length}")
     return None
 
 
@@ -334,19 +345,18 @@ def forward(journey: Journey, exchange: Exchange) -> object:
             raise RequestError(INTERNAL_ERROR, "no cluster")
         cluster = plan.destination.cluster(peer.original)
     block = head.block if exchange.block is None else exchange.block
-    lines = peer.lines
+    lines = exchange.lines or peer.lines
     framing = b""
     if head.specials:
         for name, value in head.specials:
             if name == b"upgrade" and b"websocket" in value.lower():
                 raise RequestError(UPGRADE_NOT_SUPPORTED)
-        if peer.trusted_proxy:
-            lines = chained_lines(peer, head.specials)
     length = exchange.request_length
     if length == CHUNKED:
         framing = CHUNKED_LINE
     elif length or head.method in _WITH_BODY:
         framing = b"content-length: %d\r\n" % length
+    exchange.most = plan.attempts
     if plan.request_operations is not None:
         block = plan.request_operations.apply(block)
     if head.expect and not plan.inspects_request:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from meshguard.model.principal import Principal
 from meshguard.net.limits import ConnectionLimits
-from meshguard.pipeline.routes import RouteTable
+from meshguard.pipeline.forwarding import Forwarding
+from meshguard.pipeline.routes import Redirect, RouteTable
 from meshguard.wire.events import RequestEngine, WireLimits
 from meshguard.wire.semantics import FieldRules
 
@@ -47,6 +48,9 @@ class ListenerView:
     trusts: Callable[[str], bool] | None = None
     outbound: bool = False  # the caller is the own workload, whoever connects
     original: bool = False  # connections were redirected here: the address that the client wanted is asked for
+    forwarding: Forwarding = field(default_factory=Forwarding)
+    redirect: Redirect | None = None
+    answer_lines: bytes = b""  # on our own answers too
     tables: dict[str, Table] = field(default_factory=dict)
 
 

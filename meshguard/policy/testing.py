@@ -1,7 +1,8 @@
 """Runs the tests that stand in policy documents, by the very code that decides live requests.
 
-The caller of a test is a SPIFFE ID, an end user (`jwt:ISSUER#SUB`), `anyone` (no identity), `authenticated` (an identity that no rule names), or a role: then an identity
-is made that the role's first pattern matches, or a token that its claims describe, whichever holds the role.
+The caller of a test is a SPIFFE ID, an end user (`jwt:ISSUER#SUB`), `anyone` (no identity), `authenticated` (an identity that no
+rule names), or a role: then an identity is made that the role's first pattern matches, or a token that its claims describe, whichever
+holds the role.
 """
 
 from __future__ import annotations

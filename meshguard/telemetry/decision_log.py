@@ -3,8 +3,8 @@
 Schema `meshguard.decision/1` (keys marked ? are left out when there is nothing to say; new keys may come, none changes its meaning):
 
     schema, id, time        time: when the request head was complete, RFC 3339, UTC, microseconds
-    who                     principal? (SPIFFE ID), svid? {trust_domain, serial, thumbprint}, subject?, user? (verified JWT: its sub, and jwt:ISSUER#SUB
-                            as rules name it), address, port
+    who                     principal? (SPIFFE ID), svid? {trust_domain, serial, thumbprint}, subject? (sub of the verified
+                            JWT), user? (jwt:ISSUER#SUB), address, port, via? (the peer, where trusted proxies told of another client)
     what                    method, host, path (canonical), route, cluster, listener, protocol, tls, port, request_bytes,
                             response_bytes, direction? (outbound: a call of the own workload), query_bytes?
     why                     verdict (allow, deny, refuse, error), rule?, reason?, detail?, near_miss? {rule, condition, detail?},
@@ -124,7 +124,9 @@ class DecisionLog:
             self._prefix = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
         micros = int((when - second) * 1e6)
 
-        who: dict[str, object] = {"address": peer.client_address, "port": peer.client_port}
+        who: dict[str, object] = {"address": record.client_address, "port": peer.client_port}
+        if who["address"] != peer.client_address:
+            who["via"] = peer.client_address
         principal = record.principal
         if principal is not None:
             who["principal"] = principal.spiffe_id

@@ -25,7 +25,17 @@ BILLING = Principal(
 class Peer:
     """Facts of a connection."""
 
-    __slots__ = ("client_address", "client_port", "listener", "local_address", "local_port", "outbound", "principal", "protocol", "tls_version")
+    __slots__ = (
+        "client_address",
+        "client_port",
+        "listener",
+        "local_address",
+        "local_port",
+        "outbound",
+        "principal",
+        "protocol",
+        "tls_version",
+    )
 
     def __init__(
         self,
@@ -188,6 +198,10 @@ class Record:
         self.operations = operations
         self.subject = subject
         self.issuer = issuer
+
+    @property
+    def client_address(self) -> str:
+        return self.peer.client_address
 
     @property
     def decision_id(self) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from meshguard.control.settings.edge import AddressRange
 from meshguard.control.settings.values import AuthorityPattern, Seconds, Section
 
 __all__ = ["DestinationsConfig", "placeholders"]
@@ -45,13 +45,6 @@ def _address(value: str) -> str:
     return value.lower()
 
 
-def _network(value: str) -> str:
-    try:
-        return str(ipaddress.ip_network(value, strict=False))
-    except ValueError:
-        raise ValueError("a range of addresses such as 10.0.0.0/8 or fe80::/10") from None
-
-
 class DestinationsConfig(Section):
     """Which destinations requests may name on a cluster without endpoints, and how each is reached."""
 
@@ -66,7 +59,7 @@ class DestinationsConfig(Section):
         default=False, description="Connect to the address that a redirected client had connected to (`capture` on the listener)."
     )
     ip_literals: bool = Field(default=False, description="Take destinations that are addresses instead of names.")
-    refuse_addresses: list[Annotated[str, AfterValidator(_network)]] = Field(
+    refuse_addresses: list[AddressRange] = Field(
         default=["169.254.0.0/16", "fe80::/10"], description="Never connected to, whatever a name resolves to."
     )
     limit: int = Field(default=256, ge=1, le=65536, description="Destinations open at one time.")
