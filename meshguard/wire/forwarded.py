@@ -75,9 +75,8 @@ def _elements(line: bytes) -> list[Hop] | None:
                 at += 1
         if at == len(line) or line[at] == 0x2C:
             if pairs:
-                hops.append(
-                    Hop(_address(pairs.get(b"for", b"").decode("latin-1")), parse_proto(pairs.get(b"proto", b"")), parse_host(pairs.get(b"host", b"")))
-                )
+                address = _address(pairs.get(b"for", b"").decode("latin-1"))
+                hops.append(Hop(address, parse_proto(pairs.get(b"proto", b"")), parse_host(pairs.get(b"host", b""))))
                 pairs = {}
             if at == len(line):
                 return hops

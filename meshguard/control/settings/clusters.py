@@ -76,9 +76,7 @@ class ClusterTimeouts(Section):
 class ClusterConfig(Section):
     """One upstream service with its endpoints; without endpoints, the services that requests name (`resolve: dns`)."""
 
-    endpoints: list[Endpoint] = Field(
-        default=[], min_length=1, description="Absent: each request names its destination (see `destinations`)."
-    )
+    endpoints: list[Endpoint] = Field(default=[], description="Absent: each request names its destination (see `destinations`).")
     destinations: DestinationsConfig | None = Field(default=None, description="Only without endpoints.")
     resolve: Literal["static", "dns"] = Field(default="static", description="dns: host names become all their addresses, looked up again.")
     refresh_s: Seconds = 30.0

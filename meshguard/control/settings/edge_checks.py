@@ -24,7 +24,7 @@ def edge_complaints(values: Mapping[str, Any]) -> Iterator[Complaint]:
 def _certificates(at: tuple[str, ...], listener: Mapping[str, Any]) -> Iterator[Complaint]:
     entries = listener.get("certificates")
     if not entries:
-        if listener.get("unknown_names") is not None:
+        if listener.get("unknown_names") == "default":
             yield Complaint((*at, "unknown_names"), "no such key here: only `certificates` are chosen by name")
         return
     if listener.get("tls") != "server":

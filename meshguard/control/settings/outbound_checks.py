@@ -23,7 +23,7 @@ def outbound_complaints(values: Mapping[str, Any], profile: str) -> Iterator[Com
         if not isinstance(cluster, Mapping):
             continue
         at = ("clusters", str(name))
-        if cluster.get("endpoints") is None:
+        if not cluster.get("endpoints"):
             yield from _dynamic(at, cluster, profile)
         else:
             if cluster.get("destinations") is not None:
@@ -69,7 +69,7 @@ def _is_loopback(address: object) -> bool:
 def _dynamic(at: tuple[str, ...], cluster: Mapping[str, Any], profile: str) -> Iterator[Complaint]:
     destinations = _mapping(cluster.get("destinations"))
     if cluster.get("resolve") != "dns" and cluster.get("destinations") is None:
-        yield Complaint((*at, "endpoints"), "at least one endpoint; or `resolve: dns` for destinations that the requests name")
+        yield Complaint((*at, "endpoints"), "at least one entry; or `resolve: dns` for destinations that the requests name")
         return
     if cluster.get("resolve") == "static":
         yield Complaint((*at, "resolve"), "dns: each destination is looked up by its name", "static")
