@@ -54,6 +54,7 @@ def load_inputs(load_configuration: Callable[[], LoadedConfiguration], bundles: 
     files = [Path(loaded.document.file), *configuration.policies, *(config.path for config in configuration.keys.values())]
     for listener in configuration.listeners.values():
         files += [path for path in (listener.certificate, listener.key) if path is not None]
+        files += [path for entry in listener.certificates for path in (entry.certificate, entry.key)]
     files += [cluster.tls.ca for cluster in configuration.clusters.values() if cluster.tls is not None and cluster.tls.ca is not None]
     if configuration.bundle is not None and configuration.bundle.path is not None:
         files.append(configuration.bundle.path)
@@ -77,5 +78,4 @@ def bundle_settings(config: BundleConfig) -> BundleSettings:
     return BundleSettings(
         config.path, config.url, config.ca, tuple(config.keys), config.threshold, config.state, config.interval_s, config.name
     )
-
 

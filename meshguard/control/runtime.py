@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from meshguard.control.bundles import keep
+from meshguard.control.destinations import DynamicClusters
 from meshguard.control.inputs import Inputs, load_inputs
 from meshguard.control.judgements import address, connection_limit, own_principal, server_context, still_trusted
 from meshguard.control.settings.listeners import ListenerConfig
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
     from meshguard.identity.trust import TrustStore
     from meshguard.net.cluster.cluster import Cluster
+    from meshguard.net.destinations import Destinations
     from meshguard.sources.bundles import BundleKeeper
     from meshguard.sources.identity import IdentityUpdate
 
@@ -81,6 +83,7 @@ class Runtime:
         self._load_configuration = load_configuration
         self.state = State()
         self.upstreams = Upstreams()
+        self.dynamic = DynamicClusters(self.upstreams.new_connector)
         self.journeys: dict[str, Journey] = {}
         self.listeners: dict[str, Listener[Http1Connection]] = {}
         self.inputs: Inputs = None  # type: ignore[assignment]  # set by start before anything else runs
@@ -94,7 +97,7 @@ class Runtime:
         self.budget = InspectionBudget()
         self._changing = asyncio.Lock()
         self._tokens: TokenVerifier | None = None
-        self._retired: list[Cluster] = []
+        self._retired: list[Cluster | Destinations] = []
         self._retiring: set[asyncio.Task[None]] = set()
         self._leaving: list[tuple[Journey, Listener[Http1Connection]]] = []
         self._collected_at = float("-inf")
@@ -203,6 +206,7 @@ class Runtime:
         views = {name: listener_view(name, config) for name, config in configuration.listeners.items()}
         contexts = {name: server_context(config, identity, trust) for name, config in configuration.listeners.items()}
         prepared = self.upstreams.prepare(configuration.clusters, material, trust)
+        dynamic = self.dynamic.prepare(configuration, material, trust)
         sampling = Sampling(configuration.telemetry.sample)
         own_reader = Reader(inputs.policy.bind(own_principal(identity)).roles, own_id or None)
         before = self.snapshot
@@ -217,11 +221,13 @@ class Runtime:
             tokens=self._tokens,
             sampling=sampling,
             own_reader=own_reader,
+            own=own_principal(identity),
         )
         fresh = self._bind_new(snapshot, configuration.listeners, contexts)  # the last thing that can fail
 
-        retired = self.upstreams.apply(configuration.clusters, prepared)
+        retired: list[Cluster | Destinations] = [*self.upstreams.apply(configuration.clusters, prepared), *self.dynamic.apply(dynamic)]
         snapshot.clusters.update(self.upstreams.clusters)
+        snapshot.destinations.update(self.dynamic.by_name)
         self.inputs, self._identity, self._trust, self.snapshot = inputs, identity, trust, snapshot
         for journey, listener in fresh:
             self.journeys[listener.name], self.listeners[listener.name] = journey, listener
@@ -337,7 +343,7 @@ class Runtime:
         listener = Listener(name, (config.address.host, config.address.port), gate, new_door, journey.connections, on_load)
         return listener
 
-    async def _retire(self, cluster: Cluster) -> None:
+    async def _retire(self, cluster: Cluster | Destinations) -> None:
         """A cluster that left the configuration finishes what it carries."""
         self._retired.append(cluster)
         try:
@@ -392,7 +398,7 @@ class Runtime:
 
     def _sweep_pools(self) -> None:
         now = time.monotonic()
-        for cluster in (*self.upstreams.clusters.values(), *self._retired):
+        for cluster in (*self.upstreams.clusters.values(), *self.dynamic.by_name.values(), *self._retired):
             cluster.sweep(now)
 
     def _renew_contexts(self) -> None:
@@ -434,5 +440,7 @@ class Runtime:
             listener.abandon("shutdown")
         for task in self._retiring:
             task.cancel()
-        for cluster in list(self.upstreams.clusters.values()):
+        for cluster in [*self.upstreams.clusters.values()]:
             await cluster.close()
+        for destinations in [*self.dynamic.by_name.values()]:
+            await destinations.close()

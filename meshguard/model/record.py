@@ -50,6 +50,8 @@ class PeerFacts(Protocol):
     def local_address(self) -> str: ...
     @property
     def local_port(self) -> int: ...
+    @property
+    def outbound(self) -> bool: ...  # a call of this workload itself
 
 
 class PlanFacts(Protocol):
@@ -139,4 +141,8 @@ class RequestRecord(Protocol):
     @property
     def websocket(self) -> WebSocketFacts | None: ...  # of a request that asked for one
     @property
+    def client_address(self) -> str: ...  # the peer's, or what trusted proxies told of its client
+    @property
     def subject(self) -> str: ...  # `sub` of the verified JWT, ""
+    @property
+    def issuer(self) -> str: ...  # `iss` of the verified JWT, ""

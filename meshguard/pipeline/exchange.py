@@ -101,7 +101,7 @@ class Exchange(ExchangeState):
 
     def request_data(self, data: bytes) -> None:
         self.request_bytes += len(data)
-        limit = self.peer.limits.body_bytes
+        limit = self.plan.body_bytes if self.plan is not None else self.peer.limits.body_bytes
         if limit and self.request_bytes > limit:
             self.refuse(BODY_TOO_LARGE)
             return
@@ -281,7 +281,9 @@ class Exchange(ExchangeState):
         self.status = reason.status
         block, body = problem_response(reason, self.decision_id, self._retry_after_s(reason))
         self.response_bytes = len(body)
-        door.send_refusal(reason, block, body)
+        if self.plan is not None and reason is self.plan.answer:
+            block += self.plan.location
+        door.send_refusal(reason, block + self.peer.answer_lines, body)
         self.finish()
         door.exchange_over(self._request_complete)
 

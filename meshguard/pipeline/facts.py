@@ -17,9 +17,10 @@ __all__ = ["RequestFacts"]
 
 
 class RequestFacts:
-    """`policy.Facts` for one request. `now` is epoch seconds. `subject` is the verified token's `sub` once claims were looked at."""
+    """`policy.Facts` for one request. `now` is epoch seconds. `subject` and `issuer` are the verified token's `sub` and
+    `iss` once claims were looked at."""
 
-    __slots__ = ("_block", "_claims", "_exchange", "_looked", "now", "subject")
+    __slots__ = ("_block", "_claims", "_exchange", "_looked", "issuer", "now", "subject")
 
     def __init__(self, exchange: Exchange, now: float) -> None:
         head = exchange.head
@@ -29,6 +30,7 @@ class RequestFacts:
         self._claims: Mapping[str, object] | None = None
         self.now = now
         self.subject = ""
+        self.issuer = ""
 
     def header(self, name: str) -> list[str]:
         """Every line of the field, in order. Octets above 127 come as ISO 8859-1, so that a comparison is one of octets."""
@@ -85,4 +87,5 @@ class RequestFacts:
         if claims is not None:
             subject = claims.get("sub")
             self.subject = subject if isinstance(subject, str) else ""
+            self.issuer = str(claims.get("iss", ""))
         return claims

@@ -13,7 +13,10 @@ from typing import Protocol
 from meshguard.policy.documents import HeaderDocument, WindowDocument
 from meshguard.policy.times import Window
 
-__all__ = ["ClaimCondition", "Condition", "Facts", "HeaderCondition", "TimeCondition", "claim_members", "member_key"]
+__all__ = ["USER", "ClaimCondition", "Condition", "Facts", "HeaderCondition", "TimeCondition", "claim_members", "member_key", "user_name"]
+
+USER = ".user"
+"""Path of what no token carries under this name: who it speaks for, as `jwt:ISSUER#SUB` and `jwt:ISSUER#*`. Documents cannot write it."""
 
 
 class Facts(Protocol):
@@ -167,6 +170,11 @@ def claim_members(claims: Mapping[str, object], path: str) -> Sequence[object]:
     """The values at `path`: members of a list, words of a scope, else the one value. Empty where the path leads nowhere.
 
     A path with `://` is one name (namespaced claims are URLs); otherwise dots go down into objects."""
+    if path == USER:
+        issuer, subject = claims.get("iss"), claims.get("sub")
+        if not isinstance(issuer, str) or "#" in issuer:  # the first # ends the issuer
+            return ()
+        return (f"jwt:{issuer}#*", user_name(issuer, subject)) if isinstance(subject, str) and subject else (f"jwt:{issuer}#*",)
     value: object = claims
     for name in (path,) if "://" in path else path.split("."):
         if not isinstance(value, Mapping) or name not in value:
@@ -177,6 +185,11 @@ def claim_members(claims: Mapping[str, object], path: str) -> Sequence[object]:
     if path == "scope" and isinstance(value, str):
         return value.split(" ")
     return (value,)
+
+
+def user_name(issuer: str, subject: str) -> str:
+    """An end user as rules and records name it. A subject means nothing without its issuer."""
+    return f"jwt:{issuer}#{subject}"
 
 
 def member_key(value: object) -> tuple[str, object]:
