@@ -1,7 +1,7 @@
 """The interface that every HTTP/2 engine has: ours and the reference engine on the `h2` library.
 
-An engine is one connection without I/O. `receive(data, now)` takes octets and calls the *sink*, synchronously and in order; whatever it or a
-sending method wants to write gathers in the engine until `take()`. The owner of the engine calls `take()` once per turn, so that many
+An engine is one connection without I/O. `receive(data, now)` takes octets and calls the *sink*, synchronously and in order; whatever it or
+a sending method wants to write gathers in the engine until `take()`. The owner of the engine calls `take()` once per turn, so that many
 frames become one write. Sinks may call sending methods from their callbacks; a sending method never calls the sink.
 
 Flow control. Received DATA is given out at once and counts against our windows until `consumed(stream, octets)`; an owner that holds a body
@@ -111,9 +111,9 @@ class ServerSink(Protocol):
         CONNECT (RFC 8441) has its `:protocol` in `head.specials` as (b":protocol", value) and length CHUNKED."""
 
     def refused(self, stream: int, error: RequestError, answerable: bool) -> None:
-        """A head that broke a rule. `answerable`: a limit or a house rule (431, 414, 400 for an ambiguous spelling ...): the owner answers on
-        the stream. Otherwise the request was malformed (RFC 9113 section 8.1.1), the stream is reset already, and the owner only records
-        it."""
+        """A head that broke a rule. `answerable`: a limit or a house rule (431, 414, 400 for an ambiguous spelling ...): the owner answers
+        on the stream. Otherwise the request was malformed (RFC 9113 section 8.1.1), the stream is reset already, and the owner only
+        records it."""
 
     def data(self, stream: int, data: bytes) -> None: ...
 
