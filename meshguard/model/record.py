@@ -74,7 +74,7 @@ class PlanFacts(Protocol):
 
 
 class WebSocketFacts(Protocol):
-    """If a WebSocket came to be, and how it ended: code of the first Close (0: none) and whose it was (`client`, `upstream`, `meshguard`)."""
+    """If a WebSocket came to be, and how it ended: code of the first Close (0: none) and whose it was (client, upstream, meshguard)."""
 
     @property
     def opened(self) -> bool: ...
