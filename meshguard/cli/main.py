@@ -27,6 +27,7 @@ COMMANDS: tuple[tuple[str, str], ...] = (
     ("identity", "make a development CA and identities, inspect certificates"),
     ("keys", "make, show and rotate keysets of protected fields"),
     ("quarantine", "cut an identity out of the mesh at once, and let it in again"),
+    ("capture", "send an application's traffic through the listeners, by netfilter rules"),
     ("demo", "a guided tour: two workloads, a policy, a protected field"),
     ("version", "print the version"),
 )

@@ -254,6 +254,8 @@ class Runtime:
                     listener = self._new_listener(name, config, journey, TlsGate(contexts[name], connection_limit(config)))
                     fresh.append((journey, listener))
                     listener.bind()
+                    if config.capture == "tproxy":
+                        listener.take_any_destination()
         except OSError:
             for _, listener in fresh:
                 listener.release()

@@ -15,6 +15,7 @@ from typing import Generic, Protocol, TypeVar, cast
 
 from meshguard.model.reasons import PLAINTEXT_REFUSED
 from meshguard.net.channel import Application, Channel, PlainChannel, TlsChannel
+from meshguard.net.original import make_transparent
 
 __all__ = ["SWEEP_S", "Door", "Listener", "TlsGate"]
 
@@ -91,6 +92,11 @@ class Listener(Generic[D]):
             raise
         self._socket = sock
         return sock
+
+    def take_any_destination(self) -> None:
+        """Connections to other addresses may be sent here (`capture: tproxy`). After `bind`. Raises PermissionError."""
+        if self._socket is not None:
+            make_transparent(self._socket)
 
     def release(self) -> None:
         """Gives up an address that was bound and not used."""

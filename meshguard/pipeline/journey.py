@@ -27,6 +27,7 @@ from meshguard.model.reasons import (
     UPSTREAM_QUARANTINED,
 )
 from meshguard.model.verdicts import Denial, Permit
+from meshguard.net.original import original_destination
 from meshguard.net.server_names import names_of
 from meshguard.net.tls import peer_chain
 from meshguard.pipeline.exchange import Exchange
@@ -110,6 +111,9 @@ class Journey:
         snapshot = self.snapshot
         view = snapshot.listeners[self.listener]
         peer = Peer(self.listener, view.limits, channel.peer, channel.local)
+        if view.capture != "none":
+            peer.original = original_destination(channel.transport.get_extra_info("socket"), view.capture, view.address)
+            peer.local_address, peer.local_port = view.address  # what rules name as `ports`, whatever the client had wanted
         tls = channel.tls
         if tls is not None:
             peer.tls_version = tls.version() or ""

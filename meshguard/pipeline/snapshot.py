@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from meshguard.model.principal import Principal
 from meshguard.net.limits import ConnectionLimits
+from meshguard.net.original import CaptureMode
 from meshguard.pipeline.forwarding import Forwarding
 from meshguard.pipeline.routes import Redirect, RouteTable
 from meshguard.wire.events import RequestEngine, WireLimits
@@ -47,7 +48,8 @@ class ListenerView:
     configured: object = None  # the settings this view came from: equal ones change nothing for open connections
     trusts: Callable[[str], bool] | None = None
     outbound: bool = False  # the caller is the own workload, whoever connects
-    original: bool = False  # connections were redirected here: the address that the client wanted is asked for
+    capture: CaptureMode = "none"  # how connections are redirected here
+    address: tuple[str, int] = ("", 0)
     forwarding: Forwarding = field(default_factory=Forwarding)
     redirect: Redirect | None = None
     answer_lines: bytes = b""  # on our own answers too
