@@ -80,6 +80,7 @@ def _rules(arguments: argparse.Namespace) -> CaptureRules:
     doors = [
         Door(
             listener.address.port,
+            6 if ":" in listener.address.host else 4,
             listener.direction == "outbound",
             listener.capture == "tproxy",
             arguments.ports if listener.direction == "outbound" else arguments.inbound_ports,

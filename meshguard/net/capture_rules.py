@@ -6,14 +6,15 @@ table removes everything. What the proxy itself sends is exempt, or its calls wo
     application --connect--> output: not ours, not local, not excluded, a captured port --> outbound listener
     other machine --connect--> prerouting: a captured port --> inbound listener
 
-A family without a listener is sent to the port all the same: nothing listens there, so the connection is refused instead of going past.
+IPv4 and IPv6 have listeners of their own. A family without one is sent to the other's port all the same: nothing listens there, so its
+connections are refused instead of going past.
 """
 
 from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 __all__ = ["TABLE", "CaptureRules", "Door", "remove_script", "routing_commands"]
 
@@ -21,13 +22,15 @@ TABLE = "meshguard"
 MARK = 0x6D67
 """Mark of packets on their way to a transparent listener; also the number of the routing table that brings them to it."""
 _MANGLE, _DSTNAT = -150, -100
+_FAMILY = {4: "ip", 6: "ip6"}
 
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """A listener that takes redirected connections. `ports` are the destination ports it takes; empty: all."""
+    """A listener that takes redirected connections of one IP `version`. `ports` are the destination ports it takes; empty: all."""
 
     port: int
+    version: int
     outbound: bool
     transparent: bool
     ports: tuple[int, ...] = ()
@@ -53,8 +56,9 @@ class CaptureRules:
             if not door.outbound and not door.ports:
                 raise ValueError("the application's ports: an inbound listener cannot take all ports of the machine")
         for outbound in (True, False):
-            if len({(door.port, door.transparent) for door in self.doors if door.outbound is outbound}) > 1:
-                raise ValueError("one listener port and one way (redirect or tproxy) for each direction")
+            chosen = [door for door in self.doors if door.outbound is outbound]
+            if len({door.version for door in chosen}) < len(chosen) or len({door.transparent for door in chosen}) > 1:
+                raise ValueError("for each direction one listener of an address family at most, and one way: redirect or tproxy")
 
     @property
     def transparent(self) -> bool:
@@ -66,31 +70,35 @@ class CaptureRules:
         return "\n".join([*_cleared(), f"table inet {TABLE} {{", *(f"\t{line}" for line in self._chains()), "}", ""])
 
     def _chains(self) -> Iterator[str]:
-        out = next((door for door in self.doors if door.outbound), None)
-        inward = next((door for door in self.doors if not door.outbound), None)
-        if out is not None:
-            kind = f"type route hook output priority {_MANGLE}" if out.transparent else f"type nat hook output priority {_DSTNAT}"
-            target = f"meta mark set {MARK:#x}" if out.transparent else f"redirect to :{out.port}"
-            yield from _chain("output", kind, [*self._own(), "fib daddr type local return", *self._left_alone(), _captured(out, target)])
-        redirected = [door for door in (inward,) if door is not None and not door.transparent]
-        if redirected:
-            door = redirected[0]
-            lines = [*self._left_alone("saddr"), _captured(door, f"fib daddr type local redirect to :{door.port}")]
+        out, inward = self._direction(outbound=True), self._direction(outbound=False)
+        if out:
+            if out[0].transparent:
+                kind, lines = f"type route hook output priority {_MANGLE}", [_captured(out[0], f"meta mark set {MARK:#x}")]
+            else:
+                kind, lines = f"type nat hook output priority {_DSTNAT}", [_redirected(door) for door in out]
+            yield from _chain("output", kind, [*self._own(), "fib daddr type local return", *self._left_alone(), *lines])
+        if inward and not inward[0].transparent:
+            lines = ["fib daddr type != local return", *self._left_alone("saddr"), *map(_redirected, inward)]
             yield from _chain("inward", f"type nat hook prerouting priority {_DSTNAT}", lines)
         if self.transparent:
             yield from _chain("transparent", f"type filter hook prerouting priority {_MANGLE}", list(self._to_transparent(out, inward)))
 
-    def _to_transparent(self, out: Door | None, inward: Door | None) -> Iterator[str]:
+    def _direction(self, *, outbound: bool) -> list[Door]:
+        """The listener of IPv4 and that of IPv6; empty when there is none."""
+        doors = {door.version: door for door in self.doors if door.outbound is outbound}
+        return [replace(doors.get(version) or next(iter(doors.values())), version=version) for version in (4, 6)] if doors else []
+
+    def _to_transparent(self, out: Sequence[Door], inward: Sequence[Door]) -> Iterator[str]:
         # INVARIANT: a packet of a connection that a transparent socket already has goes to that socket
         yield f"meta l4proto tcp socket transparent 1 meta mark set {MARK:#x} accept"
-        if out is not None and out.transparent:
-            for family in ("ip", "ip6"):
-                yield f"meta mark {MARK:#x} iif lo meta l4proto tcp tproxy {family} to :{out.port} accept"
-        if inward is not None and inward.transparent:
+        for door in out:
+            if door.transparent:
+                yield f"meta mark {MARK:#x} iif lo meta l4proto tcp tproxy {_FAMILY[door.version]} to :{door.port} accept"
+        if inward and inward[0].transparent:
+            yield "fib daddr type != local return"
             yield from self._left_alone("saddr")
-            for family in ("ip", "ip6"):
-                target = f"fib daddr type local tproxy {family} to :{inward.port} meta mark set {MARK:#x} accept"
-                yield _captured(inward, target)
+            for door in inward:
+                yield _captured(door, f"tproxy {_FAMILY[door.version]} to :{door.port} meta mark set {MARK:#x} accept")
 
     def _own(self) -> Iterator[str]:
         for name, values in (("skuid", self.uids), ("skgid", self.gids), ("mark", self.marks)):
@@ -109,6 +117,10 @@ class CaptureRules:
 
 def _chain(name: str, kind: str, lines: Sequence[str]) -> list[str]:
     return [f"chain {name} {{", f"\t{kind}; policy accept;", *(f"\t{line}" for line in lines), "}"]
+
+
+def _redirected(door: Door) -> str:
+    return f"meta nfproto ipv{door.version} " + _captured(door, f"redirect to :{door.port}")
 
 
 def _captured(door: Door, target: str) -> str:
