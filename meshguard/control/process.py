@@ -7,10 +7,12 @@ import logging
 import signal
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 
 from meshguard.control.admin import AdminServer, EndpointStatus, ListenerStatus, Providers, Status
-from meshguard.control.inputs import Inputs, load_inputs
+from meshguard.control.bundles import end_break_glass
+from meshguard.control.inputs import Inputs, bundle_settings, load_inputs
 from meshguard.control.memory import release_start_pages
 from meshguard.control.operations import admin_token
 from meshguard.control.quarantine import QuarantineRegister
@@ -21,6 +23,7 @@ from meshguard.control.state_metrics import families
 from meshguard.control.telemetry import Telemetry
 from meshguard.control.tokens import TokenKeys
 from meshguard.model.errors import MeshguardError
+from meshguard.sources.bundles import BundleKeeper, follow
 from meshguard.sources.identity import IdentitySource, IdentityUpdate, first_update
 from meshguard.sources.watch import watch
 from meshguard.telemetry.metrics import Family, Registry
@@ -51,7 +54,12 @@ class _Process:
         self._drained = asyncio.Event()
 
     async def main(self, ready: Callable[[Runtime], None] | None) -> None:
-        inputs = load_inputs(self._load_configuration)
+        config = self._load_configuration().configuration.bundle
+        bundles = BundleKeeper(bundle_settings(config)) if config is not None else None
+        self._runtime.bundles = bundles
+        if bundles is not None:
+            await bundles.fetch_first()
+        inputs = load_inputs(self._load_configuration, bundles)
         configuration = inputs.configuration
         telemetry = Telemetry(configuration, self._registry)
         for note in inputs.loaded.notes:
@@ -81,6 +89,10 @@ class _Process:
                     background.create_task(self._reload_on_signal()),
                     background.create_task(self._watch_files(inputs)),
                 ]
+                if bundles is not None:
+                    work.append(background.create_task(end_break_glass(runtime)))
+                    if bundles.has_url:
+                        work.append(background.create_task(follow(bundles, partial(runtime.reload, "bundle"))))
                 if configuration.quarantine.path is not None:
                     work.append(background.create_task(_follow(configuration.quarantine.path, quarantine.reload)))
                 if source is not None and updates is not None:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from meshguard.control.bundles import keep
 from meshguard.control.destinations import DynamicClusters
 from meshguard.control.inputs import Inputs, load_inputs
 from meshguard.control.judgements import address, connection_limit, own_principal, server_context, still_trusted
@@ -27,6 +28,7 @@ from meshguard.control.telemetry import Telemetry
 from meshguard.control.upstreams import Upstreams
 from meshguard.control.views import listener_view
 from meshguard.fields.transforms import Reader
+from meshguard.integrity.bundle import BundleError
 from meshguard.model.errors import DocumentError, MeshguardError, Problem
 from meshguard.net.http1_server import Http1Connection
 from meshguard.net.listener import Listener, TlsGate
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from meshguard.identity.trust import TrustStore
     from meshguard.net.cluster.cluster import Cluster
     from meshguard.net.destinations import Destinations
+    from meshguard.sources.bundles import BundleKeeper
     from meshguard.sources.identity import IdentityUpdate
 
 __all__ = ["Runtime", "State"]
@@ -75,7 +78,8 @@ class State:
 class Runtime:
     """One proxy. `load_configuration` reads the configuration anew at each call (start and every reload)."""
 
-    def __init__(self, load_configuration: Callable[[], LoadedConfiguration]) -> None:
+    def __init__(self, load_configuration: Callable[[], LoadedConfiguration], bundles: BundleKeeper | None = None) -> None:
+        self.bundles = bundles
         self._load_configuration = load_configuration
         self.state = State()
         self.upstreams = Upstreams()
@@ -124,7 +128,7 @@ class Runtime:
         """Reads all documents anew and takes them over, or keeps the last good state and says why. True when taken over."""
         async with self._changing:
             try:
-                inputs = await asyncio.to_thread(load_inputs, self._load_configuration)
+                inputs = await asyncio.to_thread(load_inputs, self._load_configuration, self.bundles)
                 self._refuse_restart_only(inputs)
                 await self._change(inputs, self._identity)
             except Exception as exc:
@@ -132,7 +136,9 @@ class Runtime:
                 self._failed(why, exc)
                 return False
             self.state.reloads += 1
-            self.state.last_error = ""
+            self.state.last_error = self.bundles.refused if self.bundles is not None else ""
+            if self.state.last_error:
+                self._failed(why, BundleError("refused", self.state.last_error))
             self.telemetry.reloads.value += 1
             data = {"why": why, "revision": self.state.revision, "policy_digest": self.state.policy_digest}
             log.info("reloaded", extra={"data": data})
@@ -177,6 +183,8 @@ class Runtime:
         for path, before, after in (
             ("identity", old.identity, new.identity),
             ("admin", old.admin, new.admin),
+            ("bundle", old.bundle, new.bundle),
+            ("quarantine", old.quarantine, new.quarantine),
             ("decision_log", old.decision_log, new.decision_log),
             ("telemetry", old.telemetry, new.telemetry),
             ("jwt", old.jwt, new.jwt),
@@ -235,6 +243,8 @@ class Runtime:
             task.add_done_callback(self._retiring.discard)
         if before is not None:
             before.release()
+        if inputs.candidate is not None and self.bundles is not None:
+            keep(self.bundles, inputs.candidate)
         self._settle_memory()
         self._not_renewable.clear()
         if self.quarantine:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from meshguard.control.settings.edge import HstsConfig
 from meshguard.control.settings.listeners import HeaderChanges, ListenerConfig, RouteConfig
-from meshguard.net.limits import ConnectionLimits
+from meshguard.net.limits import ConnectionLimits, WebSocketLimits
 from meshguard.net.own_addresses import parse_networks
 from meshguard.pipeline.forwarding import Forwarding
 from meshguard.pipeline.routes import HeaderOperations, Redirect, Route, RouteTable, authority_matcher
@@ -40,9 +40,9 @@ def listener_view(name: str, config: ListenerConfig) -> ListenerView:
     return ListenerView(
         name=name,
         routes=RouteTable(
-            [_route(route, strict) for route in config.routes]
+            [_route(route, strict, config.websocket) for route in config.routes]
             if config.routes
-            else [Route(name, config.to or "", response_operations=_operations(HeaderChanges(set=strict)))],
+            else [_only_route(name, config, strict)],
             authority_matcher(config.authorities) if config.authorities else None,
         ),
         limits=ConnectionLimits(
@@ -54,6 +54,13 @@ def listener_view(name: str, config: ListenerConfig) -> ListenerView:
             body_bytes=limits.body_bytes,
             refused_body_bytes=limits.refused_body_bytes,
             requests_per_turn=limits.requests_per_turn,
+            websocket=WebSocketLimits(
+                limits.websocket_message_bytes,
+                limits.websocket_frame_bytes,
+                limits.websocket_idle_s,
+                limits.websocket_ping_s,
+                limits.websocket_close_s,
+            ),
         ),
         wire_limits=wire_limits(config),
         field_rules=FieldRules(tuple(name.encode("ascii") for name in config.strip_headers), config.underscores),
@@ -78,7 +85,14 @@ def _strict_transport(config: HstsConfig) -> str:
     return f"max-age={config.max_age_s}" + "; includeSubDomains" * config.include_subdomains + "; preload" * config.preload
 
 
-def _route(config: RouteConfig, fields: Mapping[str, str]) -> Route:
+def _only_route(name: str, config: ListenerConfig, fields: Mapping[str, str]) -> Route:
+    """Everything to one cluster (`to` of the listener)."""
+    return Route(
+        name, config.to or "", response_operations=_operations(HeaderChanges(set=dict(fields))), websocket=config.websocket == "allow"
+    )
+
+
+def _route(config: RouteConfig, fields: Mapping[str, str], websocket: str) -> Route:
     """`fields` are set on every response, where the route itself does not set them."""
     principals = principal_matcher(config.principals) if config.principals else None
     options = config.path
@@ -97,6 +111,7 @@ def _route(config: RouteConfig, fields: Mapping[str, str]) -> Route:
         response_s=config.timeouts.response_s,
         total_s=config.timeouts.total_s or 0.0,
         keep_trailers=config.trailers == "keep",
+        websocket=(config.websocket or websocket) == "allow",
         body_bytes=config.limits.body_bytes,
         attempts=config.retries.attempts,
     )

@@ -56,6 +56,8 @@ AMBIGUOUS_AUTHORITY = Reason("ambiguous_authority", 400, 3, "The request authori
 AMBIGUOUS_FIELD = Reason("ambiguous_field", 400, 3, "A header field name has an ambiguous spelling")
 METHOD_NOT_SUPPORTED = Reason("method_not_supported", 405, 12, "The method is not supported by this proxy", closes=True)
 UPGRADE_NOT_SUPPORTED = Reason("upgrade_not_supported", 501, 12, "The protocol upgrade is not supported by this proxy")
+WEBSOCKET_HANDSHAKE = Reason("websocket_handshake", 400, 3, "The WebSocket handshake is malformed")
+WEBSOCKET_DENIED = Reason("websocket_denied", 403, 7, "WebSocket is not allowed here")
 EXPECTATION_FAILED = Reason("expectation_failed", 417, 3, "The expectation cannot be met")
 PLAINTEXT_REFUSED = Reason("plaintext_refused", 400, 16, "Plain HTTP was sent to a TLS listener", closes=True)
 REQUEST_TIMEOUT = Reason("request_timeout", 408, 4, "The request did not arrive in time", closes=True)

@@ -14,7 +14,7 @@ from meshguard.model.principal import Principal
 from meshguard.model.reasons import Reason
 from meshguard.model.verdicts import Denial, Permit
 
-__all__ = ["FieldOperation", "PeerFacts", "PlanFacts", "RequestRecord"]
+__all__ = ["FieldOperation", "PeerFacts", "PlanFacts", "RequestRecord", "WebSocketFacts"]
 
 
 class FieldOperation:
@@ -73,6 +73,17 @@ class PlanFacts(Protocol):
     def policy_revision(self) -> int: ...
 
 
+class WebSocketFacts(Protocol):
+    """If a WebSocket came to be, and how it ended: code of the first Close (0: none) and whose it was (`client`, `upstream`, `meshguard`)."""
+
+    @property
+    def opened(self) -> bool: ...
+    @property
+    def close_code(self) -> int: ...
+    @property
+    def closed_by(self) -> str: ...
+
+
 class RequestRecord(Protocol):
     """One finished request. Times are `time.monotonic()` seconds; 0.0 means that it did not happen."""
 
@@ -127,6 +138,8 @@ class RequestRecord(Protocol):
     def sampled(self) -> bool: ...
     @property
     def operations(self) -> Sequence[FieldOperation]: ...
+    @property
+    def websocket(self) -> WebSocketFacts | None: ...  # of a request that asked for one
     @property
     def client_address(self) -> str: ...  # the peer's, or what trusted proxies told of its client
     @property

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from meshguard.net.cluster.cluster import Cluster
     from meshguard.net.http1_client import UpstreamConnection
     from meshguard.net.stream import Downstream
+    from meshguard.net.tunnel import Tunnel
     from meshguard.pipeline.journey import Journey
 
 __all__ = ["Exchange"]
@@ -197,7 +198,7 @@ class Exchange(ExchangeState):
 
     def _interim(self, door: Downstream, head: ResponseHead) -> None:
         if head.status == 101:
-            self.upstream_failed(UPSTREAM_RESET, "switching protocols was not asked for")
+            self._switch(door, head)
             return
         self._interims += 1
         if self._interims > 16:  # a flood of interim answers keeps every deadline from running out
@@ -205,6 +206,24 @@ class Exchange(ExchangeState):
             return
         if head.status != 100:  # `Expect` was answered here
             door.send_interim(head.status, head.block)
+
+    def _switch(self, door: Downstream, head: ResponseHead) -> None:
+        websocket, connection = self.websocket, self._connection
+        if websocket is None or connection is None:
+            self.upstream_failed(UPSTREAM_RESET, "switching protocols was not asked for")
+            return
+        websocket.open(self, door, connection, head)
+
+    def tunnel_over(self, tunnel: Tunnel, aborted: str, detail: str) -> None:
+        """The tunnel that this exchange became has ended (`net.tunnel.TunnelOwner`)."""
+        self._connection = self._cluster = self._door = None
+        self.request_bytes, self.response_bytes = tunnel.request_bytes, tunnel.response_bytes
+        self.aborted, self.detail = aborted, detail
+        self.finish()
+
+    def dismiss(self, why: str, kind: str) -> bool:
+        """An ordinary exchange has no last words (`net.stream.Stream`)."""
+        return False
 
     def response_data(self, data: bytes) -> None:
         self._touched = monotonic()

@@ -23,7 +23,6 @@ from meshguard.model.reasons import (
     MISDIRECTED,
     OVERLOADED,
     QUARANTINED,
-    UPGRADE_NOT_SUPPORTED,
     UPSTREAM_QUARANTINED,
 )
 from meshguard.model.verdicts import Denial, Permit
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
     from meshguard.net.channel import Channel
     from meshguard.net.http1_server import Http1Connection
     from meshguard.net.stream import Downstream, Stream
+    from meshguard.pipeline.plan import Plan
     from meshguard.pipeline.snapshot import Snapshot
     from meshguard.telemetry.metrics import Slot
     from meshguard.telemetry.observe import Observer
@@ -187,9 +187,9 @@ class Journey:
     def overstays(self, stream: Stream, snapshot: Snapshot) -> bool:
         """Judges a long exchange again under `snapshot`, once: streams do not outlive the rule that let them in (E2). A short one is
         answered by the decision it began under: a change drops no request."""
-        exchange = cast(Exchange, stream)  # what `begin` has put there
+        exchange = cast(Exchange, getattr(stream, "owner", stream))  # what `begin` has put there, or the tunnel that it has become
         plan, peer = exchange.plan, exchange.peer
-        if exchange.judged == snapshot.revision or monotonic() - exchange.started < LONG_S:
+        if exchange.judged == snapshot.revision or (monotonic() - exchange.started < LONG_S and exchange.status != 101):
             return False
         exchange.judged = snapshot.revision
         if plan is None or type(exchange.verdict) is not Permit or plan.policy_revision == snapshot.revision:
@@ -351,22 +351,30 @@ def forward(journey: Journey, exchange: Exchange) -> object:
     block = head.block if exchange.block is None else exchange.block
     lines = exchange.lines or peer.lines
     framing = b""
+    if plan.request_operations is not None:
+        block = plan.request_operations.apply(block)
     if head.specials:
         for name, value in head.specials:
             if name == b"upgrade" and b"websocket" in value.lower():
-                raise RequestError(UPGRADE_NOT_SUPPORTED)
+                block, framing = _upgrade(exchange, head, plan, block)
+                break
     length = exchange.request_length
     if length == CHUNKED:
         framing = CHUNKED_LINE
     elif length or head.method in _WITH_BODY:
         framing = b"content-length: %d\r\n" % length
     exchange.most = plan.attempts
-    if plan.request_operations is not None:
-        block = plan.request_operations.apply(block)
     if head.expect and not plan.inspects_request:
         exchange.send_continue()
     exchange.forward(verdict, cluster, b"%b%b%b%b%b\r\n" % (plan.line, block, lines, exchange.trace_lines, framing))
     return None
+
+
+def _upgrade(exchange: Exchange, head: RequestHead, plan: Plan, block: bytes) -> tuple[bytes, bytes]:
+    from meshguard.pipeline.upgrade import WebSocket  # loaded by the first who asks for it
+
+    exchange.websocket = websocket = WebSocket(head, plan)
+    return websocket.request(block)
 
 
 _WITH_BODY = frozenset((b"POST", b"PUT", b"PATCH"))

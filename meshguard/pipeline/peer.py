@@ -26,9 +26,9 @@ class Peer:
     `table` holds the decisions for this identity under `table.snapshot`. `refusal` is why this connection may not be served."""
 
     __slots__ = (
+        "answer_lines",
         "certificate_tag",
         "chain",
-        "answer_lines",
         "client_address",
         "client_port",
         "expires",

@@ -69,6 +69,7 @@ class Plan:
         "template",
         "total_s",
         "variants",
+        "websocket",
     )
 
     outlook: Permit | Denial | Conditional
@@ -97,6 +98,7 @@ class Plan:
         self.inspects_request = False
         self.inspects_response = False
         self.keep_trailers = False
+        self.websocket = True
         self.request_operations: HeaderOperations | None = None
         self.response_operations: HeaderOperations | None = None
         self.response_s = 15.0
@@ -175,6 +177,7 @@ class Table:
         plan.cluster = route.cluster
         cluster = plan.cluster_object = self.snapshot.clusters.get(route.cluster)
         plan.keep_trailers = route.keep_trailers
+        plan.websocket = route.websocket
         plan.request_operations = route.request_operations
         plan.response_operations = route.response_operations
         settings = self._direct(plan, route.cluster) if cluster is None else cluster.settings

@@ -46,6 +46,7 @@ class Route:
         "response_operations",
         "response_s",
         "total_s",
+        "websocket",
     )
 
     def __init__(
@@ -64,6 +65,7 @@ class Route:
         response_s: float | None = None,
         total_s: float = 0.0,
         keep_trailers: bool = False,
+        websocket: bool = True,
         body_bytes: int | None = None,
         attempts: int | None = None,
     ) -> None:
@@ -80,6 +82,7 @@ class Route:
         self.response_s = response_s
         self.total_s = total_s
         self.keep_trailers = keep_trailers
+        self.websocket = websocket
         self.body_bytes = body_bytes
         self.attempts = attempts
 

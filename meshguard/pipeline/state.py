@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from meshguard.pipeline.journey import Journey
     from meshguard.pipeline.peer import Peer
     from meshguard.pipeline.plan import Plan
+    from meshguard.pipeline.upgrade import WebSocket
 
 __all__ = ["ExchangeState"]
 
@@ -57,8 +58,8 @@ class ExchangeState(Call):
         "forwarded",
         "head",
         "issuer",
-        "lines",
         "judged",
+        "lines",
         "number",
         "operations",
         "parent_id",
@@ -78,6 +79,7 @@ class ExchangeState(Call):
         "trace_lines",
         "upstream",
         "verdict",
+        "websocket",
     )
 
     def __init__(self, journey: Journey, door: Downstream, peer: Peer, head: RequestHead | None, number: int) -> None:
@@ -126,6 +128,7 @@ class ExchangeState(Call):
         self.sampled = False
         self.operations: Sequence[FieldOperation] = ()
         self.subject = ""
+        self.websocket: WebSocket | None = None  # what was asked for, and what became of it
         self.issuer = ""
 
     @property

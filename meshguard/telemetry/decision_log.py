@@ -10,7 +10,7 @@ Schema `meshguard.decision/1` (keys marked ? are left out when there is nothing 
     why                     verdict (allow, deny, refuse, error), rule?, reason?, detail?, near_miss? {rule, condition, detail?},
                             shadow? [{rule, effect}], policy_digest?, policy_revision?
     outcome                 status (0: none was sent), upstream?, attempts (how often one was tried), duration_us,
-                            upstream_us? (until its response head), aborted?
+                            upstream_us? (until its response head), aborted?, websocket? {close (code), by}
     fields?                 [{operation, field, keyset?, version?, count}]: what was done to protected fields, never their values
     trace_id?, span_id?, sampled?
 and, where records were lost, a line {schema, gap: N, since, time} in their place.
@@ -194,6 +194,9 @@ class DecisionLog:
                 outcome["upstream_us"] = int((record.answered - record.forwarded) * 1e6)
         if record.aborted:
             outcome["aborted"] = record.aborted
+        websocket = record.websocket
+        if websocket is not None and websocket.closed_by:
+            outcome["websocket"] = {"close": websocket.close_code, "by": websocket.closed_by}
 
         line: dict[str, object] = {
             "schema": SCHEMA,

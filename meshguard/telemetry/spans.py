@@ -151,6 +151,10 @@ class SpanRecorder:
             agent = _user_agent(head.block)
             if agent:
                 attributes.append(self._agents.get(agent) or self._new_agent(agent))
+        websocket = record.websocket
+        if websocket is not None and websocket.closed_by:
+            attributes.append(span_attribute("meshguard.websocket.close_code", websocket.close_code))
+            attributes.append(span_attribute("meshguard.websocket.closed_by", websocket.closed_by))
         failed = status >= 500 or not status or record.aborted
         if failed:
             error = error_type(status, refusal, record.aborted)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from meshguard.model.messages import NO_BODY, RequestHead
 from meshguard.model.principal import Principal
 from meshguard.model.reasons import Reason
-from meshguard.model.record import FieldOperation
+from meshguard.model.record import FieldOperation, WebSocketFacts
 from meshguard.model.verdicts import Denial, Permit
 
 DIGEST = "sha256:" + "ab" * 32
@@ -123,6 +123,7 @@ class Record:
         "ended",
         "forwarded",
         "head",
+        "issuer",
         "number",
         "operations",
         "parent_id",
@@ -136,11 +137,11 @@ class Record:
         "span_id",
         "started",
         "status",
-        "issuer",
         "subject",
         "trace_id",
         "upstream",
         "verdict",
+        "websocket",
     )
 
     def __init__(
@@ -170,6 +171,7 @@ class Record:
         sampled: bool = False,
         operations: Sequence[FieldOperation] = (),
         subject: str = "",
+        websocket: WebSocketFacts | None = None,
         issuer: str = "",
     ) -> None:
         self.number = number
@@ -197,6 +199,7 @@ class Record:
         self.sampled = sampled
         self.operations = operations
         self.subject = subject
+        self.websocket = websocket
         self.issuer = issuer
 
     @property

@@ -28,7 +28,7 @@ def crosscheck(values: Mapping[str, Any], base: Path, now: float, *, files: bool
     document names must exist."""
     profile = values.get("profile", "strict")
     check = _Check(values, profile if profile in PROFILES else "strict", datetime.fromtimestamp(now, UTC))
-    out = [*check.identity(), *check.listeners(), *check.clusters(), *check.ports()]
+    out = [*check.identity(), *check.listeners(), *check.clusters(), *check.ports(), *check.policy()]
     out += edge_complaints(values)
     out += outbound_complaints(values, profile if profile in PROFILES else "strict")
     if files:
@@ -102,6 +102,19 @@ class _Check:
             if tls.get("spiffe_id") is not None or tls.get("spiffe_ids") or tls.get("use_svid") is True:
                 return f"clusters.{name}.tls"
         return ""
+
+    # -- policy -----------------------------------------------------------------------------------------------------------
+
+    def policy(self) -> Iterator[Complaint]:
+        bundle = self._values.get("bundle")
+        if bundle is None:
+            if not self._values.get("policies"):
+                yield Complaint(("policies",), "the files or directories of the policy, or a `bundle`")
+            return
+        if self._values.get("policies"):
+            yield Complaint(("policies",), "no files beside a `bundle`: a node that requires signatures takes nothing else")
+        if isinstance(bundle, Mapping) and (bundle.get("path") is None) == (bundle.get("url") is None):
+            yield Complaint(("bundle",), "exactly one of path and url")
 
     # -- listeners --------------------------------------------------------------------------------------------------------
 

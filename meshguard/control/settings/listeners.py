@@ -87,6 +87,7 @@ class RouteConfig(Section):
     limits: RouteLimits = Field(default={}, validate_default=True)
     retries: RouteRetries = Field(default={}, validate_default=True)
     trailers: Literal["drop", "keep"] = Field(default="drop", description="gRPC needs `keep`.")
+    websocket: Literal["allow", "deny"] | None = Field(default=None, description="Upgrades to WebSocket; absent: as the listener says.")
 
 
 class ListenerConfig(Section):
@@ -109,6 +110,7 @@ class ListenerConfig(Section):
     to: ClusterName | None = None
     routes: list[RouteConfig] = []
     authorities: list[AuthorityPattern] = Field(default=[], description="Hosts served here; absent: any.")
+    websocket: Literal["allow", "deny"] = Field(default="allow", description="Upgrades to WebSocket, where policy allows the request.")
     engine: Literal["default", "reference"] = Field(default="default", description="HTTP/1.1 implementation; `reference` is h11, slower.")
     trusted_proxies: list[SpiffePattern] = Field(default=[], description="Peers whose X-Forwarded-* and XFCC are believed.")
     forwarded: Literal["x-forwarded", "rfc7239", "none"] = Field(
