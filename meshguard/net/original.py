@@ -30,7 +30,7 @@ def make_transparent(sock: socket.socket) -> None:
 
 
 def original_destination(transport_socket: Any, mode: CaptureMode, listening: tuple[str, int]) -> tuple[str, int] | None:
-    """(address, port) that the client of an accepted connection wanted; None when it had connected here itself.
+    """(address, port) that the client of an accepted connection wanted; None when it wanted this listener.
 
     `listening` is the listener's own address. `transport_socket` is what the transport gives as `socket`: anything with `fileno` and `family`."""
     if mode == "redirect":
