@@ -15,7 +15,6 @@ from typing import Generic, Protocol, TypeVar, cast
 
 from meshguard.model.reasons import PLAINTEXT_REFUSED
 from meshguard.net.channel import Application, Channel, PlainChannel, TlsChannel
-from meshguard.net.original import make_transparent
 
 __all__ = ["SWEEP_S", "Door", "Listener", "TlsGate"]
 
@@ -95,6 +94,8 @@ class Listener(Generic[D]):
 
     def take_any_destination(self) -> None:
         """Connections to other addresses may be sent here (`capture: tproxy`). After `bind`. Raises PermissionError."""
+        from meshguard.net.original import make_transparent
+
         if self._socket is not None:
             make_transparent(self._socket)
 

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 
 from meshguard.model.principal import Principal
 from meshguard.net.limits import ConnectionLimits
-from meshguard.net.original import CaptureMode
-from meshguard.pipeline.forwarding import Forwarding
 from meshguard.pipeline.routes import Redirect, RouteTable
 from meshguard.wire.events import RequestEngine, WireLimits
 from meshguard.wire.semantics import FieldRules
@@ -20,6 +18,8 @@ if TYPE_CHECKING:
     from meshguard.identity.trust import TrustStore
     from meshguard.net.cluster.cluster import Cluster
     from meshguard.net.destinations import Destinations
+    from meshguard.net.original import CaptureMode
+    from meshguard.pipeline.forwarding import Forwarding
     from meshguard.pipeline.plan import Table
     from meshguard.pipeline.tokens import TokenVerifier
     from meshguard.policy.compiled import CompiledPolicy
@@ -50,7 +50,7 @@ class ListenerView:
     outbound: bool = False  # the caller is the own workload, whoever connects
     capture: CaptureMode = "none"  # how connections are redirected here
     address: tuple[str, int] = ("", 0)
-    forwarding: Forwarding = field(default_factory=Forwarding)
+    forwarding: Forwarding | None = None  # None: X-Forwarded-* of our own, and nobody is believed
     redirect: Redirect | None = None
     answer_lines: bytes = b""  # on our own answers too
     tables: dict[str, Table] = field(default_factory=dict)
