@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from meshguard.control.settings.clusters import ClusterConfig, ClusterTls
 from meshguard.control.settings.configuration import Configuration
@@ -12,20 +12,22 @@ from meshguard.control.settings.destinations import DestinationsConfig, placehol
 from meshguard.control.upstreams import client_tls, cluster_settings, peer_verifier
 from meshguard.control.views import principal_matcher
 from meshguard.net.connector import ClientTls, Connector
-from meshguard.net.destinations import Destinations, DestinationSettings
-from meshguard.net.own_addresses import AddressGuard, parse_networks
 
 if TYPE_CHECKING:
     from meshguard.identity.material import Material
     from meshguard.identity.trust import TrustStore
+    from meshguard.net.destinations import Destinations, DestinationSettings
+    from meshguard.net.own_addresses import AddressGuard
 
 __all__ = ["DynamicClusters", "destination_settings"]
 
-Prepared = tuple[DestinationSettings, Callable[[str], ClientTls | None], AddressGuard]
+Prepared: TypeAlias = "tuple[DestinationSettings, Callable[[str], ClientTls | None], AddressGuard]"
 
 
 def destination_settings(config: ClusterConfig) -> DestinationSettings:
     """What bounds the destinations of a cluster without endpoints."""
+    from meshguard.net.destinations import DestinationSettings
+
     chosen = config.destinations or DestinationsConfig()
     tls = config.tls
     return DestinationSettings(
@@ -74,6 +76,12 @@ class DynamicClusters:
 
     def prepare(self, configuration: Configuration, material: Material | None, trust: TrustStore | None) -> dict[str, Prepared]:
         """Everything of a change that can fail. Raises ValueError, IdentityError, OSError."""
+        configs = {name: config for name, config in configuration.clusters.items() if not config.endpoints}
+        if not configs:
+            return {}
+        from meshguard.net.own_addresses import AddressGuard  # a proxy without dynamic clusters does not pay for them
+        from meshguard.wire.forwarded import parse_networks
+
         doors = [configuration.admin.address, *(listener.address for listener in configuration.listeners.values())]
         own = [(address.host, address.port) for address in doors]
         return {
@@ -82,8 +90,7 @@ class DynamicClusters:
                 tls_by_host(config.tls, material, trust),
                 AddressGuard(own, parse_networks((config.destinations or DestinationsConfig()).refuse_addresses)),
             )
-            for name, config in configuration.clusters.items()
-            if not config.endpoints
+            for name, config in configs.items()
         }
 
     def apply(self, prepared: Mapping[str, Prepared]) -> list[Destinations]:
@@ -91,6 +98,8 @@ class DynamicClusters:
         for name, (settings, tls_of, guard) in prepared.items():
             running = self.by_name.get(name)
             if running is None:
+                from meshguard.net.destinations import Destinations
+
                 self.by_name[name] = Destinations(name, settings, tls_of, self._new_connector, guard)
             else:
                 running.reconfigure(settings, tls_of, guard)

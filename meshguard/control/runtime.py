@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 from meshguard.control.bundles import keep
 from meshguard.control.destinations import DynamicClusters
 from meshguard.control.inputs import Inputs, load_inputs
-from meshguard.control.judgements import address, connection_limit, own_principal, server_context, still_trusted
+from meshguard.control.judgements import address, connection_limit, own_principal, server_context
+from meshguard.control.living import judge_doors, judge_upstreams
 from meshguard.control.settings.listeners import ListenerConfig
 from meshguard.control.settings.load import LoadedConfiguration
 from meshguard.control.telemetry import Telemetry
@@ -264,6 +265,8 @@ class Runtime:
                     listener = self._new_listener(name, config, journey, TlsGate(contexts[name], connection_limit(config)))
                     fresh.append((journey, listener))
                     listener.bind()
+                    if config.capture == "tproxy":
+                        listener.take_any_destination()
         except OSError:
             for _, listener in fresh:
                 listener.release()
@@ -282,8 +285,7 @@ class Runtime:
 
     def _swap(self, snapshot: Snapshot, inputs: Inputs, contexts: dict[str, ssl.SSLContext | None]) -> None:
         configuration = inputs.configuration
-        self.budget.body_bytes = configuration.limits.inspect_body_bytes
-        self.budget.total_bytes = configuration.limits.inspect_total_bytes
+        self.budget.limit(configuration.limits.inspect_body_bytes, configuration.limits.inspect_total_bytes)
         for name, config in configuration.listeners.items():
             journey, gate = self.journeys[name], self.listeners[name].gate
             view = snapshot.listeners[name]
@@ -291,6 +293,7 @@ class Runtime:
             gate.context = contexts[name]
             gate.limit = connection_limit(config)
             gate.buffer_bytes = config.limits.buffer_bytes
+            journey.budget.limit(config.limits.inspect_body_bytes, config.limits.inspect_total_bytes)
             changed = journey.snapshot.listeners[name].configured != view.configured
             journey.snapshot = snapshot
             if changed:
@@ -325,7 +328,7 @@ class Runtime:
             telemetry.request_metrics.active(name),
             self._boot_id,
             self._numbers.__next__,
-            self.budget,
+            InspectionBudget(within=self.budget),
             telemetry.handshake_failed,
         )
 
@@ -357,32 +360,13 @@ class Runtime:
     # -- living identities ----------------------------------------------------------------------------------------------
 
     def judge_connections(self) -> None:
-        """Ends connections whose caller may no longer be served: expired, revoked, untrusted or, with a request under way, now denied."""
+        """Ends connections, on both sides, whose identity is no longer good."""
         now = time.time()
         for journey in self.journeys.values():
-            snapshot = journey.snapshot
-            for door in list(journey.connections):
-                peer = door.peer
-                if peer is None:
-                    continue
-                if peer.table is None or peer.table.snapshot is not snapshot:
-                    before = peer.refusal
-                    journey.identify_peer(peer, snapshot)
-                    if peer.refusal is not None and before is None:
-                        door.cut(peer.refusal.code)
-                        continue
-                if door.stream is not None and journey.overstays(door.stream, snapshot):
-                    door.cut("policy_denied")
-                elif now >= peer.expires or not still_trusted(peer, snapshot.trust, now):
-                    door.cut("identity_expired")
+            judge_doors(journey, journey.snapshot, journey.snapshot.trust, now)
         for journey, _ in self._leaving:
-            for door in list(journey.connections):
-                if door.peer is None:
-                    continue
-                if door.stream is not None and self.snapshot is not None and journey.overstays(door.stream, self.snapshot):
-                    door.cut("policy_denied")
-                elif now >= door.peer.expires or not still_trusted(door.peer, self._trust, now):
-                    door.cut("identity_expired")
+            judge_doors(journey, self.snapshot or journey.snapshot, self._trust, now, leaving=True)
+        judge_upstreams((*self.upstreams.clusters.values(), *self.dynamic.by_name.values(), *self._retired), self._trust, now)
 
     async def watch(self) -> None:
         """Judges all connections twice a second (an expired SVID ends its connections within a second), renews worn contexts, sweeps

@@ -2,6 +2,8 @@
 
 The client's address is determined once for each request, from what trusted proxies appended, and everybody uses that one: the record,
 rate limits, and the fields sent on. What stands left of it is the client's own claim and goes no further.
+
+Only listeners that trust somebody, or write other fields than X-Forwarded-*, have one of these: `peer.forwarded_lines` serves the others.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from meshguard.wire.forwarded import (
 if TYPE_CHECKING:
     from meshguard.pipeline.peer import Peer
 
-__all__ = ["X_FORWARDED", "Forwarding"]
+__all__ = ["Forwarding"]
 
 X_FORWARDED, RFC_7239, NONE = "x-forwarded", "rfc7239", "none"
 _VIA = b"via: 1.1 meshguard\r\n"

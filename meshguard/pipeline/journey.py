@@ -31,7 +31,7 @@ from meshguard.net.tls import peer_chain
 from meshguard.pipeline.exchange import Exchange
 from meshguard.pipeline.facts import RequestFacts
 from meshguard.pipeline.inspection import InspectionBudget
-from meshguard.pipeline.peer import Peer
+from meshguard.pipeline.peer import Peer, forwarded_lines
 from meshguard.policy.decision import Conditional
 from meshguard.policy.quarantine import NOBODY, Entry, Quarantine
 from meshguard.wire.serialise import CHUNKED_LINE
@@ -110,6 +110,11 @@ class Journey:
         snapshot = self.snapshot
         view = snapshot.listeners[self.listener]
         peer = Peer(self.listener, view.limits, channel.peer, channel.local)
+        if view.capture != "none":
+            from meshguard.net.original import original_destination  # listeners that nothing is redirected to do not pay for it
+
+            peer.original = original_destination(channel.transport.get_extra_info("socket"), view.capture, view.address)
+            peer.local_address, peer.local_port = view.address  # what rules name as `ports`, whatever the client had wanted
         tls = channel.tls
         if tls is not None:
             peer.tls_version = tls.version() or ""
@@ -145,8 +150,12 @@ class Journey:
         elif view.plaintext_until and not peer.tls_version:
             peer.expires = view.plaintext_until
         peer.trusted_proxy = peer.principal is not None and view.trusts is not None and view.trusts(peer.principal.spiffe_id)
-        peer.lines = view.forwarding.lines(peer, snapshot.own_id)
-        peer.forwarding = view.forwarding if view.forwarding.trusts(peer) else None
+        forwarding = view.forwarding
+        if forwarding is None:
+            peer.lines, peer.forwarding = forwarded_lines(peer, snapshot.own_id), None
+        else:
+            peer.lines = forwarding.lines(peer, snapshot.own_id)
+            peer.forwarding = forwarding if forwarding.trusts(peer) else None
         peer.answer_lines = view.answer_lines
         peer.limits = view.limits
         peer.table = snapshot.table(view, peer.principal)

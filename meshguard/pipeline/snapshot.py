@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from meshguard.model.principal import Principal
 from meshguard.net.limits import ConnectionLimits
-from meshguard.pipeline.forwarding import Forwarding
 from meshguard.pipeline.routes import Redirect, RouteTable
 from meshguard.wire.events import RequestEngine, WireLimits
 from meshguard.wire.semantics import FieldRules
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
     from meshguard.identity.trust import TrustStore
     from meshguard.net.cluster.cluster import Cluster
     from meshguard.net.destinations import Destinations
+    from meshguard.net.original import CaptureMode
+    from meshguard.pipeline.forwarding import Forwarding
     from meshguard.pipeline.plan import Table
     from meshguard.pipeline.tokens import TokenVerifier
     from meshguard.policy.compiled import CompiledPolicy
@@ -47,8 +48,9 @@ class ListenerView:
     configured: object = None  # the settings this view came from: equal ones change nothing for open connections
     trusts: Callable[[str], bool] | None = None
     outbound: bool = False  # the caller is the own workload, whoever connects
-    original: bool = False  # connections were redirected here: the address that the client wanted is asked for
-    forwarding: Forwarding = field(default_factory=Forwarding)
+    capture: CaptureMode = "none"  # how connections are redirected here
+    address: tuple[str, int] = ("", 0)
+    forwarding: Forwarding | None = None  # None: X-Forwarded-* of our own, and nobody is believed
     redirect: Redirect | None = None
     answer_lines: bytes = b""  # on our own answers too
     tables: dict[str, Table] = field(default_factory=dict)
