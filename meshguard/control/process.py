@@ -48,7 +48,7 @@ class _Process:
         self._drained = asyncio.Event()
 
     async def main(self, ready: Callable[[Runtime], None] | None) -> None:
-        inputs = load_inputs(self._load_configuration)
+        inputs = load_inputs(self._load_configuration, self._runtime.keyring)
         configuration = inputs.configuration
         telemetry = Telemetry(configuration, self._registry)
         for note in inputs.loaded.notes:
@@ -56,6 +56,7 @@ class _Process:
         runtime = self._runtime
         tokens = TokenKeys(configuration.jwt)
         await tokens.load()
+        await runtime.keyring.start(inputs.keys)
         source = _identity_source(configuration, runtime.report_identity_problem)
         updates: AsyncGenerator[IdentityUpdate, None] | None = source.updates() if source is not None else None
         identity = await first_update(updates, _IDENTITY_S) if updates is not None else None
@@ -86,6 +87,7 @@ class _Process:
                 self._drained.set()
                 for task in work:
                     task.cancel()
+                await runtime.keyring.close()
         finally:
             await admin.close()
             telemetry.close()
@@ -137,7 +139,8 @@ class _Process:
     # -- what is told ---------------------------------------------------------------------------------------------------
 
     def _families(self) -> Iterable[Family]:
-        return families(self._runtime, len(asyncio.all_tasks()))
+        yield from families(self._runtime, len(asyncio.all_tasks()))
+        yield from self._runtime.keyring.families()
 
     def _status(self) -> Status:
         runtime = self._runtime
@@ -160,6 +163,7 @@ class _Process:
                 )
                 for name, cluster in runtime.upstreams.clusters.items()
             },
+            keys=runtime.keyring.status(),
             draining=state.draining,
             active=sum(int(journey.active.value) for journey in runtime.journeys.values()),
         )
@@ -195,5 +199,3 @@ def _identity_source(configuration: Configuration, report: Callable[[MeshguardEr
 
         return DevelopmentSource(config.development_ca, config.trust_domain, config.workload or "/meshguard", report=report)
     return None
-
-

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from meshguard.control.inputs import Inputs, load_inputs
 from meshguard.control.judgements import address, connection_limit, own_principal, server_context, still_trusted
+from meshguard.control.keyring import Keyring
 from meshguard.control.settings.listeners import ListenerConfig
 from meshguard.control.settings.load import LoadedConfiguration
 from meshguard.control.telemetry import Telemetry
@@ -76,6 +77,7 @@ class Runtime:
         self._load_configuration = load_configuration
         self.state = State()
         self.upstreams = Upstreams()
+        self.keyring = Keyring()
         self.journeys: dict[str, Journey] = {}
         self.listeners: dict[str, Listener[Http1Connection]] = {}
         self.inputs: Inputs = None  # type: ignore[assignment]  # set by start before anything else runs
@@ -118,8 +120,9 @@ class Runtime:
         """Reads all documents anew and takes them over, or keeps the last good state and says why. True when taken over."""
         async with self._changing:
             try:
-                inputs = await asyncio.to_thread(load_inputs, self._load_configuration)
+                inputs = await asyncio.to_thread(load_inputs, self._load_configuration, self.keyring)
                 self._refuse_restart_only(inputs)
+                await self.keyring.start(inputs.keys)
                 await self._change(inputs, self._identity)
             except Exception as exc:
                 # the outermost loop of a background service: whatever a change does wrong, what is in force goes on
@@ -218,6 +221,7 @@ class Runtime:
             task.add_done_callback(self._retiring.discard)
         if before is not None:
             before.release()
+        await self.keyring.keep(inputs.keys, self._background)
         self._settle_memory()
         self._not_renewable.clear()
         for _, listener in fresh:

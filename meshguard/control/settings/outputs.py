@@ -1,4 +1,4 @@
-"""What the proxy tells: decision log, telemetry, the admin address; and where its data keys come from."""
+"""What the proxy tells: decision log, telemetry, the admin address."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
-from meshguard.control.settings.values import DocumentPath, ListenAddress, Section, url_of
+from meshguard.control.settings.values import ListenAddress, Section, url_of
 
-__all__ = ["AdminConfig", "DecisionLogConfig", "KeysetConfig", "TelemetryConfig"]
+__all__ = ["AdminConfig", "DecisionLogConfig", "TelemetryConfig"]
 
 
 def _log_path(value: object, info: ValidationInfo) -> str:
@@ -44,10 +44,3 @@ class AdminConfig(Section):
     """Health, metrics and state of this process. Reachable from this machine only unless another address is written here."""
 
     address: ListenAddress = Field(default="127.0.0.1:9901", validate_default=True)
-
-
-class KeysetConfig(Section):
-    """Where the keys of one keyset come from."""
-
-    provider: Literal["file"] = Field(description="file: a JSON keyset made by `meshguard keys`.")
-    path: DocumentPath
