@@ -111,12 +111,13 @@ class _Target:
 
     def with_kek(self, work: Callable[[Kek], Awaitable[KeysetRecord | None]]) -> KeysetRecord:
         """Runs `work` with the KEK of the section."""
+        from meshguard.control.settings.keys import provider_values
         from meshguard.keys.keyset_file import read_keyset
         from meshguard.keys.registry import kek_of
 
         if self.config is None or not self.wraps:
             raise KeysetError("a keyset with wrapped keys is needed: say --config, and a provider there")
-        kek = kek_of(self.config.model_dump())
+        kek = kek_of(provider_values(self.config))
 
         async def run() -> KeysetRecord | None:
             try:

@@ -193,11 +193,12 @@ class Keyring:
 
 
 def _new_live(name: str, config: KeysetConfig) -> LiveKeyset:
+    from meshguard.control.settings.keys import provider_values
     from meshguard.keys.live import LiveKeyset, Timing
     from meshguard.keys.registry import kek_of
 
     timing = Timing(config.cache_s, config.retry_max_s)
-    live = LiveKeyset(name, config.path, config.provider, kek_of(config.model_dump()), timing)
+    live = LiveKeyset(name, config.path, config.provider, kek_of(provider_values(config)), timing)
     live.read()
     return live
 

@@ -8,8 +8,6 @@ ranges of their own. Where the file lies on a read-only mount the count is kept 
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
 from errno import EACCES, EPERM, EROFS
 from logging import getLogger
 from pathlib import Path
@@ -23,7 +21,7 @@ from meshguard.keys.keyset_file import KeysetRecord, locked, read_keyset, read_u
 from meshguard.keys.lifecycle import create as create_keyset
 from meshguard.model.errors import KeysetError
 
-__all__ = ["RANGE", "FileKeyProvider", "load_keyset"]
+__all__ = ["RANGE", "load_keyset"]
 
 RANGE = 1 << 18
 """Uses set aside at once: 16 384 loads fit into the budget of 2^32, and at 10 000 values a second one lasts 26 s."""
@@ -32,33 +30,6 @@ RANGE = 1 << 18
 _READ_ONLY = (EROFS, EACCES, EPERM)
 
 log = getLogger(__name__)
-
-
-class FileKeyProvider:
-    """One keyset file; `create` makes it when it is missing (development only)."""
-
-    __slots__ = ("_create", "_name", "_path")
-
-    def __init__(self, name: str, path: Path, create: bool = False) -> None:
-        self._name = name
-        self._path = path
-        self._create = create
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-    async def load(self) -> Keyset:
-        """The keyset as it is on disk. Raises KeysetError."""
-        return await asyncio.to_thread(load_keyset, self._path, self._name, self._create)
-
-    async def watch(self) -> AsyncIterator[None]:
-        """Yields each time the keyset file was replaced (not for its uses)."""
-        from watchfiles import awatch
-
-        path = self._path.absolute()
-        async for _ in awatch(path.parent, watch_filter=lambda _, changed: Path(changed) == path, recursive=False):
-            yield None
 
 
 def load_keyset(path: Path, name: str, create: bool = False, *, state: Path | None = None, subkeys: bool = False) -> Keyset:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
@@ -18,6 +18,7 @@ __all__ = [
     "Settle",
     "VaultKeysetConfig",
     "WrappedKeysetConfig",
+    "provider_values",
 ]
 
 _DURATION = re.compile(r"(\d{1,6})(s|m|h|d)\Z")
@@ -171,6 +172,11 @@ class Pkcs11KeysetConfig(WrappedKeysetConfig):
     token: str = Field(min_length=1, description="Label of the token.")
     key: str = Field(min_length=1, description="Label of the AES key.")
     pin_file: DocumentPath
+
+
+def provider_values(section: Section) -> dict[str, Any]:
+    """What `keys.registry` takes: the values as they are (paths stay paths), inner sections as mappings."""
+    return {name: provider_values(value) if isinstance(value, Section) else value for name, value in section}
 
 
 KeysetConfig = Annotated[FileKeysetConfig | VaultKeysetConfig | AwsKmsKeysetConfig | Pkcs11KeysetConfig, Field(discriminator="provider")]
