@@ -42,14 +42,14 @@ def proof_of(before: KeysetRecord, after: KeysetRecord, now: float) -> dict[str,
 
 
 def signed(proof: dict[str, Any], signer: Path) -> str:
-    """The proof as a compact JWS (RFC 7515) with EdDSA (RFC 8037), by the Ed25519 key in the PEM file `signer`. Raises KeysetError."""
+    """The proof as a compact JWS (RFC 7515) with Ed25519 (RFC 9864), by the Ed25519 key in the PEM file `signer`. Raises KeysetError."""
     try:
         key = load_pem_private_key(signer.read_bytes(), None)
     except (OSError, ValueError, TypeError):
         raise KeysetError(f"{signer}: expected an Ed25519 private key in PEM, without a password") from None
     if not isinstance(key, Ed25519PrivateKey):
         raise KeysetError(f"{signer}: expected an Ed25519 private key")
-    content = ".".join(_encoded(part) for part in ({"alg": "EdDSA", "typ": "meshguard-proof+jws"}, proof))
+    content = ".".join(_encoded(part) for part in ({"alg": "Ed25519", "typ": "meshguard-proof+jws"}, proof))
     return f"{content}.{_base64(key.sign(content.encode()))}\n"
 
 

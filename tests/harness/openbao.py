@@ -47,7 +47,11 @@ class OpenBao:
         if self._tls:
             command += ["-dev-tls", f"-dev-tls-cert-dir={self.directory}"]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "HOME": str(self.directory)}
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "HOME": str(self.directory)},
         )
         self.output = Lines(self.process.stdout, lambda line: line.decode("utf-8", "replace"))
         found = self.output.wait(lambda line: re.search(r"Unseal Key: (\S+)", line), "the unseal key", 20.0)
@@ -109,7 +113,9 @@ class OpenBao:
 
     def policy(self, name: str, key: str = "orders") -> None:
         """A policy that may do with Transit key `key` what the proxy does, and nothing else."""
-        paths = "\n".join(f'path "transit/{what}/{key}" {{ capabilities = ["update"] }}' for what in ("datakey/plaintext", "decrypt", "encrypt"))
+        paths = "\n".join(
+            f'path "transit/{what}/{key}" {{ capabilities = ["update"] }}' for what in ("datakey/plaintext", "decrypt", "encrypt")
+        )
         self.call("PUT", f"sys/policies/acl/{name}", {"policy": paths})
 
     def token(self, ttl: str, *, renewable: bool = True, policies: tuple[str, ...] = ("fields",)) -> str:

@@ -15,7 +15,9 @@ import pytest
 from tests.harness.openbao import ROOT_TOKEN, OpenBao, binary
 from tests.harness.proxy import free_port
 
-SOFTHSM = next((path for path in ("/usr/lib/softhsm/libsofthsm2.so", "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so") if Path(path).exists()), "")
+SOFTHSM = next(
+    (path for path in ("/usr/lib/softhsm/libsofthsm2.so", "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so") if Path(path).exists()), ""
+)
 
 
 class Service:
@@ -25,7 +27,6 @@ class Service:
         self.values = values
         self.unreachable = unreachable
         self.secrets = secrets
-        self.wrapped = "vault:v1:AAAA"
         self.close = close
 
 

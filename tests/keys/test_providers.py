@@ -74,8 +74,10 @@ def test_a_wrapped_key_that_was_altered_does_not_unwrap(service: Service) -> Non
 
 
 def test_a_service_that_cannot_be_reached_is_away(service: Service) -> None:
+    _, wrapped = run(service, lambda kek: kek.new_key(BINDING))
+
     async def work(kek: Kek) -> None:
-        for call in (lambda: kek.new_key(BINDING), lambda: kek.unwrap(service.wrapped, BINDING), lambda: kek.wrap(bytes(32), BINDING)):
+        for call in (lambda: kek.new_key(BINDING), lambda: kek.unwrap(wrapped, BINDING), lambda: kek.wrap(bytes(32), BINDING)):
             with pytest.raises(KekError) as caught:
                 await call()
             assert caught.value.away
