@@ -169,14 +169,14 @@ class Keyring:
         lives = [live for _, live in self._live.values()]
         if not lives:
             return
-        gauges = {
+        gauges: dict[str, tuple[str, str, list[float]]] = {
             "age": ("Seconds since the provider last confirmed the oldest key in use", "s", [live.age_s for live in lives]),
             "flight_time": ("How long the last round of unwrapping took", "s", [live.unwrap_s for live in lives]),
             "in_flight": ("Rounds of unwrapping under way", "", [live.flights for live in lives]),
             "failing": ("Failed rounds since the last good one", "", [live.failures for live in lives]),
             "primary": ("The version that seals, 0 for none", "", [getattr(live.keyset.primary, "version", 0) for live in lives]),
         }
-        counters = {
+        counters: dict[str, tuple[str, str, list[float]]] = {
             "failures": ("Failed rounds of unwrapping", "{round}", [live.failed for live in lives]),
             "unwraps": ("Keys that a provider unwrapped", "{key}", [live.unwraps for live in lives]),
         }

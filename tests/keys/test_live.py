@@ -1,9 +1,10 @@
-"""The life of a wrapped keyset in a process: fresh, bridged, stale, recovered; rotations that settle; tenants. Clock and provider are fakes."""
+"""The life of a wrapped keyset in a process: fresh, bridged, stale, recovered; rotations that settle; tenants. With a fake clock."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from math import inf
 from pathlib import Path
@@ -38,12 +39,15 @@ class Service(LocalKek):
         self.under_way = 0
         self.most = 0
         self.gate: asyncio.Event | None = None
+        self.entered = asyncio.Event()
+        self.served = defaultdict[int, asyncio.Event](asyncio.Event)
 
     async def unwrap(self, wrapped: str, binding: Binding) -> bytes:
         self.calls += 1
         self.under_way += 1
         self.most = max(self.most, self.under_way)
         try:
+            self.entered.set()
             if self.gate is not None:
                 await self.gate.wait()
             if self.away:
@@ -53,6 +57,7 @@ class Service(LocalKek):
             return await super().unwrap(wrapped, binding)
         finally:
             self.under_way -= 1
+            self.served[self.calls].set()
 
 
 class World:
@@ -166,15 +171,15 @@ def test_there_is_one_flight_at_a_time(world: World) -> None:
         async with asyncio.TaskGroup() as group:
             task = group.create_task(live.run())
             envelope = Envelope(live.keyset, "f")
-            while not world.service.under_way:
-                await asyncio.sleep(0)
+            await world.service.entered.wait()
             for _ in range(100):  # requests do not wait and do not ask
                 with pytest.raises(KeysetError):
                     envelope.seal(b"1", NONCE)
             assert world.service.calls == 1
             world.service.gate.set()
-            while live.state != "fresh":
-                await asyncio.sleep(0.001)
+            async with asyncio.timeout(10):
+                await world.service.served[4].wait()
+                await asyncio.to_thread(lambda: None)  # the answer of the last call is taken over
             task.cancel()
         assert world.service.most == 1
         assert world.service.calls == 4
