@@ -26,6 +26,7 @@ COMMANDS: tuple[tuple[str, str], ...] = (
     ("schema", "print the JSON Schema of a document, for editors"),
     ("identity", "make a development CA and identities, inspect certificates"),
     ("keys", "make, show and rotate keysets of protected fields"),
+    ("fields", "seal, open and rewrap stored values; report what is protected"),
     ("demo", "a guided tour: two workloads, a policy, a protected field"),
     ("version", "print the version"),
 )

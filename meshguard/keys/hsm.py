@@ -100,7 +100,8 @@ class HsmKek:
         from pkcs11 import exceptions
 
         # what says no, for good; everything else (no such token, device removed, session closed) may be mended
-        no: tuple[type[Exception], ...] = (exceptions.EncryptedDataInvalid, exceptions.EncryptedDataLenRange, exceptions.PinIncorrect, exceptions.PinLocked)
+        no: tuple[type[Exception], ...] = (exceptions.EncryptedDataInvalid, exceptions.EncryptedDataLenRange)
+        no += (exceptions.PinIncorrect, exceptions.PinLocked)
         no += (exceptions.NoSuchKey, exceptions.MultipleObjectsReturned, exceptions.FunctionFailed, exceptions.GeneralError)
         try:
             if self._session is None:
