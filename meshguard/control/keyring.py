@@ -63,6 +63,7 @@ class Keyring:
                 from meshguard.keys.file import load_keyset
 
                 keysets[name] = load_keyset(config.path, name, create=create, state=config.state, subkeys=config.subkeys)
+                keysets[name].renews = config.rewrap == "passing"
                 files.append(config.path)
                 continue
             known = self._live.get(name)
@@ -199,6 +200,7 @@ def _new_live(name: str, config: KeysetConfig) -> LiveKeyset:
 
     timing = Timing(config.cache_s, config.retry_max_s)
     live = LiveKeyset(name, config.path, config.provider, kek_of(provider_values(config)), timing)
+    live.keyset.renews = config.rewrap == "passing"
     live.read()
     return live
 

@@ -467,3 +467,29 @@ def test_the_login_is_looked_after(world: World) -> None:
         await live.close()
 
     run(work)
+
+
+def test_a_value_that_passes_is_renewed_where_the_keyset_says_so(world: World) -> None:
+    async def work() -> None:
+        await world.create()
+        live = world.live()
+        await live.refresh()
+        envelope = Envelope(live.keyset, "f")
+        old = envelope.seal(b'"x"', NONCE)
+        foreign = Envelope(live.keyset, "g").seal(b'"x"', NONCE)
+        assert envelope.renewed(old, lambda: NONCE) is None
+        await world.rotate()
+        live.read()
+        await live.refresh()
+        fresh = envelope.renewed(old, lambda: NONCE)
+        assert fresh is not None
+        assert envelope.open(fresh) == (b'"x"', 2)
+        assert envelope.renewed(fresh, lambda: NONCE) is None
+        assert envelope.renewed(foreign, lambda: NONCE) is None
+        assert envelope.renewed(old[:-4] + b'AAA"', lambda: NONCE) is None
+        change(world.path, "disable", 1)
+        live.read()
+        assert envelope.renewed(old, lambda: NONCE) is None
+        await live.close()
+
+    run(work)

@@ -77,6 +77,9 @@ class WrappedKeysetConfig(Section):
         default="refuse", description="Without keys at the start: end with an error, or serve while routes that need them refuse."
     )
     start_s: Seconds = Field(default=15.0, description="How long the start waits for the keys.")
+    rewrap: Literal["never", "passing"] = Field(
+        default="never", description="passing: values that pass sealed under an older version are sealed anew under the primary one."
+    )
     rotate_after: Duration | None = Field(default=None, description="Age at which the node that can write the file makes a new version.")
     settle_s: Settle = Field(default=120.0, description="A new version seals only after this: by then every node must have the file.")
     retire_after: Duration | None = Field(
