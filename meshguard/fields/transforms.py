@@ -192,6 +192,12 @@ class _Work:
             return None
         sealed = looks_sealed(raw)
         if kind == "ciphertext":
+            if sealed and field.envelope.renews:
+                renewed = field.envelope.renewed(raw, self._nonce)
+                if renewed is not None:
+                    self.changed = True
+                    self._count("rewrap", number, field.envelope.version)
+                    return renewed
             if sealed or (raw == b"null" and not field.seal_null):
                 self._count("pass", number, 0)
                 return raw
