@@ -43,7 +43,8 @@ class Rule:
     """A rule that is resolved. `messages` are its protobuf fields by direction and, for gRPC, by path."""
 
     __slots__ = (
-        "_hosts", "_suffixes", "content_types", "document", "field", "messages", "methods", "on", "outbound", "paths", "record", "selectors",
+        "_hosts", "_suffixes", "content_types", "document", "field", "messages", "methods", "on", "outbound", "paths", "record",
+        "selectors",
     )  # fmt: skip
 
     def __init__(self, document: FieldRuleDocument, field: FieldPlan) -> None:

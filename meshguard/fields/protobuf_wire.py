@@ -4,8 +4,8 @@
     0 varint, 1 eight octets, 2 length and octets, 3 and 4 the begin and the end of a group, 5 four octets
 
 Readers of protobuf agree on well-formed messages; on others they do not, so those are refused: cut off, a varint of more than ten octets,
-field number 0, groups that do not end, deeper than MAX_DEPTH, a string that is not UTF-8, and a protected field in another wire type than its own
-(a reader would keep it as an unknown field). The order of fields, unknown fields and the spelling of untouched lengths stay.
+field number 0, groups that do not end, deeper than MAX_DEPTH, a string that is not UTF-8, and a protected field in another wire type than
+its own (a reader would keep it as an unknown field). The order of fields, unknown fields and the spelling of untouched lengths stay.
 """
 
 from __future__ import annotations

@@ -34,6 +34,12 @@ class RequestFacts:
         return [value.decode("latin-1") for value in field_values(self._block, name.encode("ascii"))]
 
     @property
+    def principal(self) -> str | None:
+        """The caller's SPIFFE ID."""
+        principal = self._exchange.principal
+        return principal.spiffe_id if principal is not None else None
+
+    @property
     def claims(self) -> Mapping[str, object] | None:
         """The claims of the verified bearer token; None when there is none. Raises RequestError(TOKEN_INVALID) for a bad one."""
         if not self._looked:

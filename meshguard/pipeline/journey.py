@@ -271,7 +271,7 @@ def decide(journey: Journey, exchange: Exchange) -> object:
 def inspect(journey: Journey, exchange: Exchange) -> object:
     """Field rules: a body that a rule has to read is gathered, bounded, and rewritten before it goes on (F1)."""
     plan = exchange.plan
-    if plan is None or not (plan.inspects_request or plan.inspects_response):
+    if plan is None or plan.fields is None:
         return None
     inspection = exchange.inspection(journey)
     inspection.prepare(exchange)
@@ -303,7 +303,8 @@ def forward(journey: Journey, exchange: Exchange) -> object:
         block = plan.request_operations.apply(block)
     if head.expect and not plan.inspects_request:
         exchange.send_continue()
-    exchange.forward(verdict, plan.cluster_object, b"%b%b%b%b%b\r\n" % (plan.line, block, lines, exchange.trace_lines, framing))
+    line = plan.line if exchange.line is None else exchange.line
+    exchange.forward(verdict, plan.cluster_object, b"%b%b%b%b%b\r\n" % (line, block, lines, exchange.trace_lines, framing))
     return None
 
 

@@ -127,7 +127,9 @@ class Table:
         if not found:
             plan.refusal = NO_ROUTE
             return plan
-        plan.fields = snapshot.fields.plan(method, target.path, target.readings) if snapshot.fields is not None else None
+        if snapshot.fields is not None:
+            outbound: bool = getattr(self.view, "outbound", False)
+            plan.fields = snapshot.fields.plan(method, target.path, target.readings, host, outbound)
         line = b"%b %b HTTP/1.1\r\n" % (method.encode("ascii"), _sent_target(target))
         if sent_authority:
             line += b"host: %b\r\n" % sent_authority
@@ -162,7 +164,7 @@ class Table:
         fields = plan.fields
         if fields is not None:
             plan.inspects_request = fields.request is not None
-            plan.inspects_response = fields.response is not None
+            plan.inspects_response = fields.response is not None or fields.response_head is not None
 
     def _canonical(self, raw: bytes, host: str, method: str, principal: str | None) -> tuple[Target, PathOptions]:
         """Strict; what strict refuses, the first route that asks for the spelling and matches the result may still take."""

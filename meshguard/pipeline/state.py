@@ -56,6 +56,7 @@ class ExchangeState(Call):
         "forwarded",
         "head",
         "judged",
+        "line",
         "number",
         "operations",
         "parent_id",
@@ -113,6 +114,7 @@ class ExchangeState(Call):
         self.trace_id = b""
         self.trace_lines = b""
         self.block: bytes | None = None  # the field block to send where it is not the head's own
+        self.line: bytes | None = None  # request line and Host to send where they are not the plan's
         self.request_length = NO_BODY if head is None else head.length  # of the body as it goes to the upstream
         self.parent_id = b""
         self.span_id = b""  # derived off the path (telemetry.span_ids)
