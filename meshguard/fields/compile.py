@@ -175,7 +175,11 @@ def _problems(error: ValidationError, file: str, where: str) -> list[Problem]:
     for item in error.errors(include_url=False):
         names = [part for part in item["loc"] if isinstance(part, int) or not part.startswith(_OF_MODELS)]
         path = where + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in names)
-        keys = list(next((model for name, model in _MODELS.items() if name in item["loc"]), FieldRuleDocument).model_fields)
+        keys = list(
+            next(
+                (model for name, model in _MODELS.items() if any(name in str(part) for part in item["loc"])), FieldRuleDocument
+            ).model_fields
+        )
         nearest = ""
         value = repr(item["input"])[:80]
         match item["type"]:
