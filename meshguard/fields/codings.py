@@ -14,6 +14,7 @@ __all__ = [
     "CodingError",
     "Decoder",
     "Encoder",
+    "TooMuchError",
     "UnavailableCodingError",
     "decode_body",
     "encode_body",
@@ -32,6 +33,10 @@ _GZIP_WINDOW = 31
 
 class CodingError(ValueError):
     """What claims to be coded is not, or is a bomb. The message never carries content."""
+
+
+class TooMuchError(CodingError):
+    """More comes out than may."""
 
 
 class UnavailableCodingError(ValueError):
@@ -132,9 +137,9 @@ class _Bounded:
             size += len(piece)
             self._out += len(piece)
             if size > limit:
-                raise CodingError(f"more than {limit} octets when decoded")
+                raise TooMuchError(f"more than {limit} octets when decoded")
             if self._out > max(RATIO_FREE, self._in * MAX_RATIO):
-                raise CodingError(f"more than {MAX_RATIO} times as many octets when decoded")
+                raise TooMuchError(f"more than {MAX_RATIO} times as many octets when decoded")
             pieces.append(piece)
             if not self._more(len(piece)):
                 return b"".join(pieces)

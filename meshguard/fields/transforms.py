@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from meshguard.fields.codings import CodingError, UnavailableCodingError, decode_body, encode_body
+from meshguard.fields.codings import CodingError, TooMuchError, UnavailableCodingError, decode_body, encode_body
 from meshguard.fields.contexts import Caller, Unidentified
 from meshguard.fields.envelope import NotOpenedError
 from meshguard.fields.form import FormError, rewrite_pairs
@@ -74,10 +74,10 @@ def failures(invalid: Reason) -> Iterator[None]:
     """Turns what formats and keys raise into the reasons of `model.reasons`; `invalid` is the one for documents."""
     try:
         yield
+    except (RecordTooLongError, TooMuchError) as exc:
+        raise RequestError(BODY_OVER_LIMIT, str(exc)) from None
     except (JsonError, FormError, MultipartError, ProtobufError, CodingError) as exc:
         raise RequestError(invalid, str(exc)) from None
-    except RecordTooLongError as exc:
-        raise RequestError(BODY_OVER_LIMIT, str(exc)) from None
     except (NotReadableError, UnavailableCodingError) as exc:
         raise RequestError(BODY_NOT_INSPECTABLE, str(exc)) from None
     except NotOpenedError as exc:
