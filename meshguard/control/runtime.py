@@ -18,6 +18,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from meshguard.control.bundles import keep
+from meshguard.control.destinations import DynamicClusters
 from meshguard.control.inputs import Inputs, load_inputs
 from meshguard.control.judgements import address, connection_limit, own_principal, server_context, still_trusted
 from meshguard.control.settings.listeners import ListenerConfig
@@ -26,6 +28,7 @@ from meshguard.control.telemetry import Telemetry
 from meshguard.control.upstreams import Upstreams
 from meshguard.control.views import listener_view
 from meshguard.fields.views import Reader
+from meshguard.integrity.bundle import BundleError
 from meshguard.model.errors import DocumentError, MeshguardError, Problem
 from meshguard.net.http1_server import Http1Connection
 from meshguard.net.listener import Listener, TlsGate
@@ -34,6 +37,7 @@ from meshguard.pipeline.inspection import InspectionBudget
 from meshguard.pipeline.journey import Journey
 from meshguard.pipeline.snapshot import Snapshot
 from meshguard.pipeline.tokens import TokenVerifier
+from meshguard.policy.quarantine import NOBODY, Quarantine
 from meshguard.wire.trace_context import Sampling
 
 if TYPE_CHECKING:
@@ -41,6 +45,8 @@ if TYPE_CHECKING:
 
     from meshguard.identity.trust import TrustStore
     from meshguard.net.cluster.cluster import Cluster
+    from meshguard.net.destinations import Destinations
+    from meshguard.sources.bundles import BundleKeeper
     from meshguard.sources.identity import IdentityUpdate
 
 __all__ = ["Runtime", "State"]
@@ -72,10 +78,12 @@ class State:
 class Runtime:
     """One proxy. `load_configuration` reads the configuration anew at each call (start and every reload)."""
 
-    def __init__(self, load_configuration: Callable[[], LoadedConfiguration]) -> None:
+    def __init__(self, load_configuration: Callable[[], LoadedConfiguration], bundles: BundleKeeper | None = None) -> None:
+        self.bundles = bundles
         self._load_configuration = load_configuration
         self.state = State()
         self.upstreams = Upstreams()
+        self.dynamic = DynamicClusters(self.upstreams.new_connector)
         self.journeys: dict[str, Journey] = {}
         self.listeners: dict[str, Listener[Http1Connection]] = {}
         self.inputs: Inputs = None  # type: ignore[assignment]  # set by start before anything else runs
@@ -89,11 +97,13 @@ class Runtime:
         self.budget = InspectionBudget()
         self._changing = asyncio.Lock()
         self._tokens: TokenVerifier | None = None
-        self._retired: list[Cluster] = []
+        self._retired: list[Cluster | Destinations] = []
         self._retiring: set[asyncio.Task[None]] = set()
         self._leaving: list[tuple[Journey, Listener[Http1Connection]]] = []
         self._collected_at = float("-inf")
         self._not_renewable: set[str] = set()
+        self.quarantine = NOBODY
+        self.on_look: Callable[[], None] = lambda: None
 
     # -- start ----------------------------------------------------------------------------------------------------------
 
@@ -118,7 +128,7 @@ class Runtime:
         """Reads all documents anew and takes them over, or keeps the last good state and says why. True when taken over."""
         async with self._changing:
             try:
-                inputs = await asyncio.to_thread(load_inputs, self._load_configuration)
+                inputs = await asyncio.to_thread(load_inputs, self._load_configuration, self.bundles)
                 self._refuse_restart_only(inputs)
                 await self._change(inputs, self._identity)
             except Exception as exc:
@@ -126,7 +136,9 @@ class Runtime:
                 self._failed(why, exc)
                 return False
             self.state.reloads += 1
-            self.state.last_error = ""
+            self.state.last_error = self.bundles.refused if self.bundles is not None else ""
+            if self.state.last_error:
+                self._failed(why, BundleError("refused", self.state.last_error))
             self.telemetry.reloads.value += 1
             data = {"why": why, "revision": self.state.revision, "policy_digest": self.state.policy_digest}
             log.info("reloaded", extra={"data": data})
@@ -142,6 +154,14 @@ class Runtime:
                 self._failed("identity", exc)
                 return
             log.info("identity rotated", extra={"data": {"identity": self.state.identity, "not_after": self.state.identity_not_after}})
+
+    def contain(self, quarantine: Quarantine) -> None:
+        """Puts a quarantine in force on every listener, at once."""
+        self.quarantine = quarantine
+        material = self._identity.material if self._identity is not None else None
+        own = quarantine.find(material.spiffe_id, material.serial, time.time()) if material is not None and quarantine else None
+        for journey in (*self.journeys.values(), *(journey for journey, _ in self._leaving)):
+            journey.contain(quarantine, own)
 
     def _failed(self, why: str, exc: Exception) -> None:
         self.state.failures += 1
@@ -163,6 +183,8 @@ class Runtime:
         for path, before, after in (
             ("identity", old.identity, new.identity),
             ("admin", old.admin, new.admin),
+            ("bundle", old.bundle, new.bundle),
+            ("quarantine", old.quarantine, new.quarantine),
             ("decision_log", old.decision_log, new.decision_log),
             ("telemetry", old.telemetry, new.telemetry),
             ("jwt", old.jwt, new.jwt),
@@ -184,6 +206,7 @@ class Runtime:
         views = {name: listener_view(name, config) for name, config in configuration.listeners.items()}
         contexts = {name: server_context(config, identity, trust) for name, config in configuration.listeners.items()}
         prepared = self.upstreams.prepare(configuration.clusters, material, trust)
+        dynamic = self.dynamic.prepare(configuration, material, trust)
         sampling = Sampling(configuration.telemetry.sample)
         own_reader = Reader(inputs.policy.bind(own_principal(identity)).roles, own_id or None)
         before = self.snapshot
@@ -198,11 +221,13 @@ class Runtime:
             tokens=self._tokens,
             sampling=sampling,
             own_reader=own_reader,
+            own=own_principal(identity),
         )
         fresh = self._bind_new(snapshot, configuration.listeners, contexts)  # the last thing that can fail
 
-        retired = self.upstreams.apply(configuration.clusters, prepared)
+        retired: list[Cluster | Destinations] = [*self.upstreams.apply(configuration.clusters, prepared), *self.dynamic.apply(dynamic)]
         snapshot.clusters.update(self.upstreams.clusters)
+        snapshot.destinations.update(self.dynamic.by_name)
         self.inputs, self._identity, self._trust, self.snapshot = inputs, identity, trust, snapshot
         for journey, listener in fresh:
             self.journeys[listener.name], self.listeners[listener.name] = journey, listener
@@ -218,8 +243,12 @@ class Runtime:
             task.add_done_callback(self._retiring.discard)
         if before is not None:
             before.release()
+        if inputs.candidate is not None and self.bundles is not None:
+            keep(self.bundles, inputs.candidate)
         self._settle_memory()
         self._not_renewable.clear()
+        if self.quarantine:
+            self.contain(self.quarantine)  # for new listeners, and for a new identity of our own
         for _, listener in fresh:
             await listener.start()
 
@@ -314,7 +343,7 @@ class Runtime:
         listener = Listener(name, (config.address.host, config.address.port), gate, new_door, journey.connections, on_load)
         return listener
 
-    async def _retire(self, cluster: Cluster) -> None:
+    async def _retire(self, cluster: Cluster | Destinations) -> None:
         """A cluster that left the configuration finishes what it carries."""
         self._retired.append(cluster)
         try:
@@ -360,7 +389,7 @@ class Runtime:
         pools. Whatever fails in one look, the next one comes."""
         while True:
             await asyncio.sleep(_LOOK_S)
-            for part in (self.judge_connections, self._renew_contexts, self._sweep_pools):
+            for part in (self.judge_connections, self._renew_contexts, self._sweep_pools, self.on_look):
                 try:
                     part()
                 except Exception:
@@ -369,7 +398,7 @@ class Runtime:
 
     def _sweep_pools(self) -> None:
         now = time.monotonic()
-        for cluster in (*self.upstreams.clusters.values(), *self._retired):
+        for cluster in (*self.upstreams.clusters.values(), *self.dynamic.by_name.values(), *self._retired):
             cluster.sweep(now)
 
     def _renew_contexts(self) -> None:
@@ -411,5 +440,7 @@ class Runtime:
             listener.abandon("shutdown")
         for task in self._retiring:
             task.cancel()
-        for cluster in list(self.upstreams.clusters.values()):
+        for cluster in [*self.upstreams.clusters.values()]:
             await cluster.close()
+        for destinations in [*self.dynamic.by_name.values()]:
+            await destinations.close()

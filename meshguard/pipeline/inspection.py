@@ -100,7 +100,7 @@ class Inspection:
         self._stream: BodyStream | None = None
         self._block = b""
         self._facts = RequestFacts(exchange, time())
-        self._outbound: bool = getattr(exchange.peer, "outbound", False)
+        self._outbound: bool = exchange.peer.outbound
         self._reader: Reader | None = journey.snapshot.own_reader if self._outbound else None
 
     # -- request --------------------------------------------------------------------------------------------------------

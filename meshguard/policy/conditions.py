@@ -13,7 +13,10 @@ from typing import Protocol
 from meshguard.policy.documents import HeaderDocument, WindowDocument
 from meshguard.policy.times import Window
 
-__all__ = ["ClaimCondition", "Condition", "Facts", "HeaderCondition", "TimeCondition", "claim_members", "member_key"]
+__all__ = ["USER", "ClaimCondition", "Condition", "Facts", "HeaderCondition", "TimeCondition", "claim_members", "member_key", "user_name"]
+
+USER = ".user"
+"""Path of what no token carries under this name: who it speaks for, as `jwt:ISSUER#SUB` and `jwt:ISSUER#*`. Documents cannot write it."""
 
 
 class Facts(Protocol):
@@ -33,12 +36,19 @@ class Facts(Protocol):
         """Epoch seconds."""
         ...
 
+    def value(self, name: str) -> object:
+        """A variable of an expression (see `expression.VARIABLES`), but for the claims and the time."""
+        ...
+
 
 class Condition(Protocol):
-    """One condition of a rule; the three classes of this module."""
+    """One condition of a rule: the classes of this module and `expression.ExpressionCondition`. `needs_claims`: it looks at the token."""
 
     kind: str
     text: str
+
+    @property
+    def needs_claims(self) -> bool: ...
 
     def allows(self, facts: Facts, claims: Mapping[str, object] | None) -> bool:
         """Whether an allow rule may count on it."""
@@ -57,6 +67,7 @@ class HeaderCondition:
 
     __slots__ = ("_absent", "_contains", "_exact", "_fold", "_name", "_prefix", "_present", "_suffix", "text")
     kind = "header"
+    needs_claims = False
 
     def __init__(self, name: str, document: HeaderDocument) -> None:
         self._name = name
@@ -117,6 +128,7 @@ class ClaimCondition:
 
     __slots__ = ("keys", "path", "text")
     kind = "claim"
+    needs_claims = True
 
     def __init__(self, path: str, values: Sequence[object]) -> None:
         self.path = path
@@ -139,6 +151,7 @@ class TimeCondition:
 
     __slots__ = ("_windows", "text")
     kind = "time"
+    needs_claims = False
 
     def __init__(self, documents: Sequence[WindowDocument]) -> None:
         self._windows = tuple(
@@ -157,6 +170,11 @@ def claim_members(claims: Mapping[str, object], path: str) -> Sequence[object]:
     """The values at `path`: members of a list, words of a scope, else the one value. Empty where the path leads nowhere.
 
     A path with `://` is one name (namespaced claims are URLs); otherwise dots go down into objects."""
+    if path == USER:
+        issuer, subject = claims.get("iss"), claims.get("sub")
+        if not isinstance(issuer, str) or "#" in issuer:  # the first # ends the issuer
+            return ()
+        return (f"jwt:{issuer}#*", user_name(issuer, subject)) if isinstance(subject, str) and subject else (f"jwt:{issuer}#*",)
     value: object = claims
     for name in (path,) if "://" in path else path.split("."):
         if not isinstance(value, Mapping) or name not in value:
@@ -167,6 +185,11 @@ def claim_members(claims: Mapping[str, object], path: str) -> Sequence[object]:
     if path == "scope" and isinstance(value, str):
         return value.split(" ")
     return (value,)
+
+
+def user_name(issuer: str, subject: str) -> str:
+    """An end user as rules and records name it. A subject means nothing without its issuer."""
+    return f"jwt:{issuer}#{subject}"
 
 
 def member_key(value: object) -> tuple[str, object]:
