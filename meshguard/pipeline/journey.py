@@ -21,12 +21,8 @@ from meshguard.model.reasons import (
     IDENTITY_REVOKED,
     INTERNAL_ERROR,
     OVERLOADED,
-<<<<<<< HEAD
-=======
     QUARANTINED,
-    UPGRADE_NOT_SUPPORTED,
     UPSTREAM_QUARANTINED,
->>>>>>> main
 )
 from meshguard.model.verdicts import Denial, Permit
 from meshguard.net.tls import peer_chain
@@ -184,6 +180,8 @@ class Journey:
         outlook = snapshot.policy.bind(peer.principal).outlook(plan.method, plan.path, plan.readings, plan.host, peer.local_port)
         try:
             verdict = outlook.decide(RequestFacts(exchange, time())) if isinstance(outlook, Conditional) else outlook
+            if exchange.websocket is not None and not exchange.websocket.still_allowed(exchange, snapshot):
+                return True
         except RequestError:
             return True
         return not isinstance(verdict, Permit)

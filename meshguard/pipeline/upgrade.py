@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from meshguard.net.stream import Downstream
     from meshguard.pipeline.exchange import Exchange
     from meshguard.pipeline.plan import Plan
+    from meshguard.pipeline.snapshot import Snapshot
 
 __all__ = ["WebSocket"]
 
@@ -57,6 +58,19 @@ class WebSocket:
         """(field block, lines of the handshake) of our own request."""
         lines = b"upgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-key: %b\r\n%b" % (self._key, self._offer.lines())
         return without_websocket_fields(block), lines
+
+    def still_allowed(self, exchange: Exchange, snapshot: Snapshot) -> bool:
+        """Whether the routes of `snapshot` take WebSockets where this one was opened. Raises RequestError where nothing takes it."""
+        head, peer = exchange.head, exchange.peer
+        view = snapshot.listeners.get(peer.listener)
+        if head is None or view is None:  # a listener that is going says goodbye by itself
+            return True
+        plan = snapshot.table(view, peer.principal).make(head.method, head.authority, head.target, peer.local_port)
+        for variant in plan.variants:
+            if variant.conditions is not None and variant.conditions.headers_match(head.block):
+                plan = variant
+                break
+        return plan.refusal is None and plan.websocket
 
     def open(self, exchange: Exchange, door: Downstream, connection: UpstreamConnection, head: ResponseHead) -> None:
         """The upstream has answered 101: the tunnel begins. Raises UpstreamError where the answer does not fit what was asked for."""
