@@ -170,8 +170,12 @@ class Tunnel:
             self._leave(GOING_AWAY, kind, why)
         else:
             self._part(POLICY, kind, why)
-            asyncio.get_running_loop().call_later(_CUT_S, self._door.reset)
+            asyncio.get_running_loop().call_later(_CUT_S, self._cut)
         return True
+
+    def _cut(self) -> None:
+        self._door.reset()
+        self._let_upstream_go(abort=True)
 
     # -- from the upstream (net.stream.Answer) ----------------------------------------------------------------------------
 
@@ -281,9 +285,11 @@ class Tunnel:
             self.close_code, self.closed_by = scanner.close_code, "client" if by_client else "upstream"
         if by_client:
             self._told_upstream = True
+            self.request_bytes += len(scanner.close_frame)
             self._to_upstream(scanner.close_frame)
         else:
             self._told_client = True
+            self.response_bytes += len(scanner.close_frame)
             self._to_client(scanner.close_frame)
         if other.stopped:
             self._finish("", "")

@@ -158,7 +158,9 @@ class Socket:
         await self.exchange.send(data)
 
     def end(self) -> None:
+        self.ended = True
         self.exchange.close()
+        self.exchange.upstream.changed()
 
     @property
     def frames(self) -> list[Frame]:
