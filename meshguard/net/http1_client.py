@@ -208,6 +208,12 @@ class UpstreamConnection:
             self._out = b""
             self.channel.write(out)
 
+    def pause_reading(self) -> None:
+        self.channel.pause_reading()
+
+    def resume_reading(self) -> None:
+        self.channel.resume_reading()
+
     def finish(self, request_complete: bool) -> None:
         """The response is whole. Gives the connection back, or closes it where reuse is in doubt."""
         self._exchange = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from email.utils import formatdate
 from time import monotonic
 from typing import Any
@@ -34,6 +35,8 @@ _CLOSE = b"connection: close\r\n"
 
 class Http1Connection:
     """An `Application` on a channel and the `Downstream` of its exchanges. See the module."""
+
+    protocol = "http/1.1"
 
     __slots__ = (
         "_chunked",
@@ -409,6 +412,13 @@ class Http1Connection:
             self._unwanted = True
         elif self.stream is None and not self._lingering and not self._head_since:
             self._close()
+
+    def recall(self, overstays: Callable[[Stream], bool]) -> bool:
+        """Ends the exchange under way, and the connection with it, when the policy no longer allows it."""
+        if self.stream is None or not overstays(self.stream):
+            return False
+        self.cut("policy_denied")
+        return True
 
     def cut(self, why: str) -> None:
         """The caller may no longer be served (`why` is for the record): what is under way is cut, then the connection ends."""

@@ -322,12 +322,12 @@ class Exchange(ExchangeState):
     def pause(self) -> None:
         """The client reads slowly."""
         if self._connection is not None:
-            self._connection.channel.pause_reading()
+            self._connection.pause_reading()
 
     def resume(self) -> None:
         self._touched = monotonic()
         if self._connection is not None:
-            self._connection.channel.resume_reading()
+            self._connection.resume_reading()
 
     def upstream_paused(self) -> None:
         if self._door is not None:

@@ -35,7 +35,7 @@ from meshguard.wire.trace_context import begin as begin_trace
 
 if TYPE_CHECKING:
     from meshguard.net.channel import Channel
-    from meshguard.net.http1_server import Http1Connection
+    from meshguard.net.listener import ServerDoor
     from meshguard.net.stream import Downstream, Stream
     from meshguard.pipeline.snapshot import Snapshot
     from meshguard.telemetry.metrics import Slot
@@ -84,7 +84,7 @@ class Journey:
         self.observer = observer
         self.boot_id = boot_id
         self.next_number = next_number
-        self.connections: set[Http1Connection] = set()
+        self.connections: set[ServerDoor] = set()
         self.active = active  # gauge of requests under way
         self.budget = budget
         self.on_handshake_failure = on_handshake_failure
@@ -95,11 +95,12 @@ class Journey:
 
     # -- doors (net.stream.Handler) -------------------------------------------------------------------------------------
 
-    def welcome(self, door: Http1Connection, channel: Channel) -> Peer:
+    def welcome(self, door: ServerDoor, channel: Channel) -> Peer:
         """Identifies a new connection, once."""
         snapshot = self.snapshot
         view = snapshot.listeners[self.listener]
         peer = Peer(self.listener, view.limits, channel.peer, channel.local)
+        peer.protocol = door.protocol
         tls = channel.tls
         if tls is not None:
             peer.tls_version = tls.version() or ""
@@ -173,7 +174,7 @@ class Journey:
         self.active.value += 1
         exchange.refuse(error.reason, error.detail)
 
-    def farewell(self, door: Http1Connection, peer: Peer | None, reason: str) -> None:
+    def farewell(self, door: ServerDoor, peer: Peer | None, reason: str) -> None:
         self.connections.discard(door)
         if not self.connections and self.on_quiet is not None:
             self.on_quiet()
