@@ -7,10 +7,13 @@ import logging
 import signal
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
+from pathlib import Path
 
 from meshguard.control.admin import AdminServer, EndpointStatus, ListenerStatus, Providers, Status
 from meshguard.control.inputs import Inputs, load_inputs
 from meshguard.control.memory import release_start_pages
+from meshguard.control.operations import admin_token
+from meshguard.control.quarantine import QuarantineRegister
 from meshguard.control.runtime import Runtime
 from meshguard.control.settings.configuration import Configuration
 from meshguard.control.settings.load import LoadedConfiguration
@@ -60,10 +63,16 @@ class _Process:
         updates: AsyncGenerator[IdentityUpdate, None] | None = source.updates() if source is not None else None
         identity = await first_update(updates, _IDENTITY_S) if updates is not None else None
         telemetry.collect(self._families)
-        admin = AdminServer(Providers(self._status, self._registry.families, self._stop_accepting, self._wait_drained))
+        token_file = configuration.admin.token_file
+        token = admin_token(token_file, create=True) if token_file is not None else b""
+        admin = AdminServer(Providers(self._status, self._registry.families, self._stop_accepting, self._wait_drained), token=lambda: token)
+        quarantine = QuarantineRegister(configuration.quarantine.path, runtime.contain)
+        runtime.on_look = quarantine.expire
+        admin.extend("/quarantine", quarantine.operation())
         self._signals()
         try:
             async with asyncio.TaskGroup() as background:
+                quarantine.load()  # before the first listener opens
                 await runtime.start(inputs, identity, tokens.verifier, telemetry, background)
                 telemetry.start()
                 await admin.start(configuration.admin.address.host, configuration.admin.address.port)
@@ -72,6 +81,8 @@ class _Process:
                     background.create_task(self._reload_on_signal()),
                     background.create_task(self._watch_files(inputs)),
                 ]
+                if configuration.quarantine.path is not None:
+                    work.append(background.create_task(_follow(configuration.quarantine.path, quarantine.reload)))
                 if source is not None and updates is not None:
                     work.append(background.create_task(self._follow_identity(source, updates)))
                 if tokens.verifier is not None:
@@ -177,6 +188,12 @@ class _Process:
         }
 
 
+async def _follow(path: Path, changed: Callable[[], None]) -> None:
+    async with aclosing(watch((path,), debounce_ms=10, step_ms=5)) as changes:
+        async for _ in changes:
+            changed()
+
+
 def _identity_source(configuration: Configuration, report: Callable[[MeshguardError], None]) -> IdentitySource | None:
     config = configuration.identity
     if config is None:
@@ -195,5 +212,3 @@ def _identity_source(configuration: Configuration, report: Callable[[MeshguardEr
 
         return DevelopmentSource(config.development_ca, config.trust_domain, config.workload or "/meshguard", report=report)
     return None
-
-

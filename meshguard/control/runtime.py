@@ -35,6 +35,7 @@ from meshguard.pipeline.inspection import InspectionBudget
 from meshguard.pipeline.journey import Journey
 from meshguard.pipeline.snapshot import Snapshot
 from meshguard.pipeline.tokens import TokenVerifier
+from meshguard.policy.quarantine import NOBODY, Quarantine
 from meshguard.wire.trace_context import Sampling
 
 if TYPE_CHECKING:
@@ -95,6 +96,8 @@ class Runtime:
         self._leaving: list[tuple[Journey, Listener[ServerDoor]]] = []
         self._collected_at = float("-inf")
         self._not_renewable: set[str] = set()
+        self.quarantine = NOBODY
+        self.on_look: Callable[[], None] = lambda: None
 
     # -- start ----------------------------------------------------------------------------------------------------------
 
@@ -143,6 +146,14 @@ class Runtime:
                 self._failed("identity", exc)
                 return
             log.info("identity rotated", extra={"data": {"identity": self.state.identity, "not_after": self.state.identity_not_after}})
+
+    def contain(self, quarantine: Quarantine) -> None:
+        """Puts a quarantine in force on every listener, at once."""
+        self.quarantine = quarantine
+        material = self._identity.material if self._identity is not None else None
+        own = quarantine.find(material.spiffe_id, material.serial, time.time()) if material is not None and quarantine else None
+        for journey in (*self.journeys.values(), *(journey for journey, _ in self._leaving)):
+            journey.contain(quarantine, own)
 
     def _failed(self, why: str, exc: Exception) -> None:
         self.state.failures += 1
@@ -221,6 +232,8 @@ class Runtime:
             before.release()
         self._settle_memory()
         self._not_renewable.clear()
+        if self.quarantine:
+            self.contain(self.quarantine)  # for new listeners, and for a new identity of our own
         for _, listener in fresh:
             await listener.start()
 
@@ -356,7 +369,7 @@ class Runtime:
         pools. Whatever fails in one look, the next one comes."""
         while True:
             await asyncio.sleep(_LOOK_S)
-            for part in (self.judge_connections, self._renew_contexts, self._sweep_pools):
+            for part in (self.judge_connections, self._renew_contexts, self._sweep_pools, self.on_look):
                 try:
                     part()
                 except Exception:

@@ -93,6 +93,7 @@ UPSTREAM_TLS_FAILED = Reason("upstream_tls_failed", 502, 14, "The upstream could
 UPSTREAM_RESET = Reason("upstream_reset", 502, 14, "The upstream ended the connection early", _U)
 UPSTREAM_TIMEOUT = Reason("upstream_timeout", 504, 4, "The upstream did not answer in time", _U)
 UPSTREAM_MALFORMED = Reason("upstream_malformed", 502, 13, "The upstream's response is malformed", _U)
+UPSTREAM_QUARANTINED = Reason("upstream_quarantined", 503, 14, "The service is quarantined", _U)
 CIRCUIT_OPEN = Reason("circuit_open", 503, 14, "The upstream is overloaded", _U)
 INTERNAL_ERROR = Reason("internal_error", 500, 13, "An internal error occurred", _I, closes=True)
 

@@ -11,7 +11,7 @@ connection calls `response_head`, `response_data`, `response_end`, `upstream_fai
 from __future__ import annotations
 
 import logging
-from time import monotonic
+from time import monotonic, time
 from typing import TYPE_CHECKING, cast
 
 from meshguard.model.errors import RequestError
@@ -19,6 +19,7 @@ from meshguard.model.messages import CHUNKED, NO_BODY, ResponseHead
 from meshguard.model.reasons import (
     BODY_TOO_LARGE,
     INTERNAL_ERROR,
+    QUARANTINED,
     REQUEST_TIMEOUT,
     UPSTREAM_RESET,
     UPSTREAM_TIMEOUT,
@@ -259,11 +260,15 @@ class Exchange(ExchangeState):
             door.reset()
             return
         self.status = reason.status
-        block, body = problem_response(reason, self.decision_id)
+        block, body = problem_response(reason, self.decision_id, self._retry_after_s(reason))
         self.response_bytes = len(body)
         door.send_refusal(reason, block, body)
         self.finish()
         door.exchange_over(self._request_complete)
+
+    def _retry_after_s(self, reason: Reason) -> int:
+        until = self.peer.quarantined_until if reason is QUARANTINED else 0.0
+        return max(1, min(round(until - time()), 86400)) if until else 60 if reason is QUARANTINED else 1
 
     def upstream_failed(self, reason: Reason, detail: str) -> None:
         """The upstream connection broke or broke the rules. Safe requests whose kept-alive connection died unanswered go again."""

@@ -21,7 +21,9 @@ from meshguard.model.reasons import (
     IDENTITY_REVOKED,
     INTERNAL_ERROR,
     OVERLOADED,
+    QUARANTINED,
     UPGRADE_NOT_SUPPORTED,
+    UPSTREAM_QUARANTINED,
 )
 from meshguard.model.verdicts import Denial, Permit
 from meshguard.net.tls import peer_chain
@@ -30,10 +32,12 @@ from meshguard.pipeline.facts import RequestFacts
 from meshguard.pipeline.inspection import InspectionBudget
 from meshguard.pipeline.peer import Peer, chained_lines, forwarded_lines
 from meshguard.policy.decision import Conditional
+from meshguard.policy.quarantine import NOBODY, Entry, Quarantine
 from meshguard.wire.serialise import CHUNKED_LINE
 from meshguard.wire.trace_context import begin as begin_trace
 
 if TYPE_CHECKING:
+    from meshguard.model.principal import Principal
     from meshguard.net.channel import Channel
     from meshguard.net.listener import ServerDoor
     from meshguard.net.stream import Downstream, Stream
@@ -59,11 +63,13 @@ class Journey:
         "connections",
         "crowded",
         "draining",
+        "isolated",
         "listener",
         "next_number",
         "observer",
         "on_handshake_failure",
         "on_quiet",
+        "quarantine",
         "shedding",
         "snapshot",
     )
@@ -91,6 +97,8 @@ class Journey:
         self.draining = False
         self.crowded = False  # no connection is kept alive
         self.shedding = False  # new requests are refused
+        self.quarantine: Quarantine = NOBODY
+        self.isolated: Entry | None = None  # this workload itself is quarantined
         self.on_quiet: Callable[[], None] | None = None  # called when the last connection has ended
 
     # -- doors (net.stream.Handler) -------------------------------------------------------------------------------------
@@ -118,6 +126,8 @@ class Journey:
             try:
                 peer.principal = principal = snapshot.trust.verify(peer.chain, time())
                 peer.expires = principal.not_after
+                if self.quarantine:
+                    self._judge_quarantine(peer, principal)
             except IdentityError as exc:
                 peer.refusal = IDENTITY_EXPIRED if exc.code in ("expired", "not_yet_valid") else IDENTITY_REVOKED
         elif view.requires_identity:
@@ -128,6 +138,29 @@ class Journey:
         peer.lines = forwarded_lines(peer, snapshot.own_id)
         peer.limits = view.limits
         peer.table = snapshot.table(view, peer.principal)
+
+    def _judge_quarantine(self, peer: Peer, principal: Principal) -> None:
+        entry = self.quarantine.find(principal.spiffe_id, principal.serial, time())
+        if entry is not None:
+            peer.refusal = QUARANTINED
+            peer.quarantined_until = entry.until
+
+    def contain(self, quarantine: Quarantine, isolated: Entry | None) -> None:
+        """Puts a quarantine in force (C6): connections and streams of those in it are cut now, all where this workload itself is."""
+        self.quarantine = quarantine
+        self.isolated = isolated
+        for door in list(self.connections):
+            peer: Peer | None = door.peer
+            if peer is None:
+                continue
+            if isolated is not None:
+                door.cut(QUARANTINED.code)
+            elif peer.refusal is QUARANTINED:
+                self.identify_peer(peer, self.snapshot)  # it may have ended
+            elif peer.principal is not None and peer.refusal is None and quarantine:
+                self._judge_quarantine(peer, peer.principal)
+                if peer.refusal is QUARANTINED:
+                    door.cut(QUARANTINED.code)
 
     def begin(self, door: Downstream, peer: Peer, head: RequestHead) -> None:
         exchange = Exchange(self, door, peer, head, self.next_number())
@@ -210,6 +243,8 @@ def identify(journey: Journey, exchange: Exchange) -> object:
         raise RequestError(peer.refusal)
     if time() >= peer.expires:
         raise RequestError(IDENTITY_EXPIRED)
+    if journey.isolated is not None:
+        raise RequestError(UPSTREAM_QUARANTINED, "this workload is quarantined")
     if journey.draining:
         raise RequestError(DRAINING)
     if journey.shedding:
@@ -310,4 +345,3 @@ def forward(journey: Journey, exchange: Exchange) -> object:
 
 _WITH_BODY = frozenset((b"POST", b"PUT", b"PATCH"))
 STAGES: tuple[Stage, ...] = (identify, locate, trace, decide, inspect, forward)
-

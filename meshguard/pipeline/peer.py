@@ -39,6 +39,7 @@ class Peer:
         "local_port",
         "principal",
         "protocol",
+        "quarantined_until",
         "refusal",
         "table",
         "tls_version",
@@ -56,6 +57,7 @@ class Peer:
         self.protocol = "http/1.1"
         self.tls_version = ""
         self.refusal: Reason | None = None
+        self.quarantined_until = 0.0  # epoch seconds, with the refusal QUARANTINED; 0: no end is known
         self.table: Table | None = None
         self.trusted_proxy = False
         self.certificate_tag = b""

@@ -16,6 +16,7 @@ from meshguard.policy.compiled import CompiledPolicy
 from meshguard.policy.conditions import ClaimCondition, Condition, HeaderCondition, TimeCondition
 from meshguard.policy.digest import policy_digest
 from meshguard.policy.documents import RESERVED_ROLES, PolicyDocument, RoleDocument, RuleDocument
+from meshguard.policy.expression import ExpressionCondition
 from meshguard.policy.index import MAX_CONDITIONAL, Crowd, Leaf, RuleIndex
 from meshguard.policy.paths import Template, folded, parse_template
 from meshguard.policy.principals import PrincipalIndex, PrincipalPattern, parse_principal
@@ -109,7 +110,7 @@ class _Compiler:
                 for place, caller in enumerate(rule.allow or rule.deny or ()):
                     self._known_role(caller, file, f"{path}.{effect}[{place}]")
                 if not self._problems:
-                    rules.append(self._rule(rule, len(rules)))
+                    rules.append(self._rule(rule, len(rules), (file, path)))
                     self._where.append((file, path))
         return rules
 
@@ -133,7 +134,7 @@ class _Compiler:
             expected = "a role of this policy, a SPIFFE ID, anyone or authenticated"
             self._problems.append(Problem(file, path, expected, value=caller, nearest=near[0] if near else ""))
 
-    def _rule(self, document: RuleDocument, order: int) -> Rule:
+    def _rule(self, document: RuleDocument, order: int, where: tuple[str, str]) -> Rule:
         allow = document.allow is not None
         callers = document.allow or document.deny or []
         templates = [parse_template(path) for path in document.paths] if document.paths else [_EVERYWHERE]
@@ -141,6 +142,8 @@ class _Compiler:
         conditions += [ClaimCondition(path, values) for path, values in (document.claims or {}).items()]
         if document.times is not None:
             conditions.append(TimeCondition(document.times))
+        if document.when is not None:
+            conditions += self._expression(document.when, where)
         self._templates.append(templates)
         methods = None if document.methods is None else frozenset(document.methods)
         if methods is not None and "GET" in methods:
@@ -158,6 +161,13 @@ class _Compiler:
             hosts=self._shared(None if document.hosts is None else frozenset(document.hosts)),
             conditions=tuple(conditions),
         )
+
+    def _expression(self, source: str, where: tuple[str, str]) -> list[Condition]:
+        try:
+            return [ExpressionCondition(source)]
+        except ValueError as exc:
+            self._problems.append(Problem(where[0], f"{where[1]}.when", str(exc), value=source[:80]))
+            return []
 
     def _shared(self, value: T) -> T:
         shared: T = self._values.setdefault(value, value)

@@ -33,12 +33,19 @@ class Facts(Protocol):
         """Epoch seconds."""
         ...
 
+    def value(self, name: str) -> object:
+        """A variable of an expression (see `expression.VARIABLES`), but for the claims and the time."""
+        ...
+
 
 class Condition(Protocol):
-    """One condition of a rule; the three classes of this module."""
+    """One condition of a rule: the classes of this module and `expression.ExpressionCondition`. `needs_claims`: it looks at the token."""
 
     kind: str
     text: str
+
+    @property
+    def needs_claims(self) -> bool: ...
 
     def allows(self, facts: Facts, claims: Mapping[str, object] | None) -> bool:
         """Whether an allow rule may count on it."""
@@ -57,6 +64,7 @@ class HeaderCondition:
 
     __slots__ = ("_absent", "_contains", "_exact", "_fold", "_name", "_prefix", "_present", "_suffix", "text")
     kind = "header"
+    needs_claims = False
 
     def __init__(self, name: str, document: HeaderDocument) -> None:
         self._name = name
@@ -117,6 +125,7 @@ class ClaimCondition:
 
     __slots__ = ("keys", "path", "text")
     kind = "claim"
+    needs_claims = True
 
     def __init__(self, path: str, values: Sequence[object]) -> None:
         self.path = path
@@ -139,6 +148,7 @@ class TimeCondition:
 
     __slots__ = ("_windows", "text")
     kind = "time"
+    needs_claims = False
 
     def __init__(self, documents: Sequence[WindowDocument]) -> None:
         self._windows = tuple(

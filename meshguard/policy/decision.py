@@ -224,7 +224,7 @@ class Conditional:
         for rule, subject, _ in self._allows[: near_miss.MAX_RULES]:
             failed = [condition for condition in rule.conditions if not _holds(condition, facts, claims)]
             role_missing = subject != _HELD and subject not in given
-            if claims is None and (role_missing or failed) and all(condition.kind == "claim" for condition in failed):
+            if claims is None and (role_missing or failed) and all(condition.needs_claims for condition in failed):
                 reason = TOKEN_REQUIRED
             count = len(failed) + role_missing
             if count < fewest:

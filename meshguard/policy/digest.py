@@ -43,6 +43,8 @@ def _rule(rule: RuleDocument) -> dict[str, Any]:
         content["headers"] = {name: _header(header) for name, header in rule.headers.items()}
     if rule.claims is not None:
         content["claims"] = _claims(rule.claims)
+    if rule.when is not None:
+        content["when"] = rule.when
     if rule.times is not None:
         content["times"] = sorted((_window(window) for window in rule.times), key=_canonical)
     return content

@@ -217,6 +217,7 @@ class RuleDocument(_Document):
     hosts    the authority without port: exact, or `*.suffix` for anything below the suffix
     headers  allow: the field is there and all its lines match; deny: one line, or one member of a comma list, matches
     claims   of the verified token; a list claim matches when one of its members does
+    when     a CEL expression (see `expression`) that must be true; one that cannot be evaluated counts against the request
     shadow   the rule decides nothing and is reported as would_allow or would_deny
     """
 
@@ -231,6 +232,7 @@ class RuleDocument(_Document):
     headers: Annotated[dict[FieldName, Header], Field(min_length=1, max_length=32)] | None = None
     claims: Annotated[dict[ClaimPath, ClaimValues], Field(min_length=1, max_length=32)] | None = None
     times: Annotated[list[WindowDocument], Field(min_length=1, max_length=64)] | None = None
+    when: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
     shadow: bool = False
 
     @model_validator(mode="before")

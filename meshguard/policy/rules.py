@@ -73,7 +73,7 @@ class Rule:
         self.hosts = hosts
         self.conditions = conditions
         self.plain = not conditions
-        self.needs_claims = any(condition.kind == "claim" for condition in conditions)
+        self.needs_claims = any(condition.needs_claims for condition in conditions)
 
     def covers(self, method: str, port: int, hosts: Collection[str]) -> bool:
         """Whether method, port and host fit; `hosts` are the `host_keys` of the request."""

@@ -10,7 +10,7 @@ from meshguard.control.settings.clusters import ClusterConfig
 from meshguard.control.settings.identity import IdentityConfig, JwtConfig
 from meshguard.control.settings.limits import LimitsConfig
 from meshguard.control.settings.listeners import ListenerConfig
-from meshguard.control.settings.outputs import AdminConfig, DecisionLogConfig, KeysetConfig, TelemetryConfig
+from meshguard.control.settings.outputs import AdminConfig, DecisionLogConfig, KeysetConfig, QuarantineConfig, TelemetryConfig
 from meshguard.control.settings.values import DocumentPath, Name, Section
 
 __all__ = ["Configuration"]
@@ -34,5 +34,6 @@ class Configuration(Section):
     decision_log: DecisionLogConfig = Field(default={}, validate_default=True)
     telemetry: TelemetryConfig = Field(default={}, validate_default=True)
     admin: AdminConfig = Field(default={}, validate_default=True)
+    quarantine: QuarantineConfig = Field(default={}, validate_default=True)
     limits: LimitsConfig = Field(default={}, validate_default=True)
     drain_s: Annotated[float, Field(ge=0, le=3600)] = Field(default=30.0, description="Time for open requests after SIGTERM.")
