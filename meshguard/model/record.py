@@ -126,4 +126,6 @@ class RequestRecord(Protocol):
     @property
     def operations(self) -> Sequence[FieldOperation]: ...
     @property
+    def grpc_end(self) -> bytes | None: ...  # the field block with `grpc-status`; None where the request is no gRPC call
+    @property
     def subject(self) -> str: ...  # `sub` of the verified JWT, ""

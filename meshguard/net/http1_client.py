@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 class UpstreamConnection:
     """An `Application` on a channel. `ready` completes when the channel is usable and the peer's identity is checked."""
 
+    protocol = "http/1.1"
+    unprocessed = False
+
     __slots__ = (
         "_body_sent",
         "_chunked",
@@ -207,6 +210,14 @@ class UpstreamConnection:
         if out:
             self._out = b""
             self.channel.write(out)
+
+    def replay(self) -> list[bytes] | None:
+        """Nothing is kept of a body; without one there is nothing to send again."""
+        return None if self._body_sent else []
+
+    def unused(self) -> None:
+        """Given back before anything was sent."""
+        self.cluster.release(self)
 
     def pause_reading(self) -> None:
         self.channel.pause_reading()

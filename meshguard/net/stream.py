@@ -6,14 +6,18 @@ through `Downstream`; an upstream connection reports to it through `Answer`. HTT
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from meshguard.model.errors import RequestError
 from meshguard.model.messages import RequestHead, ResponseHead
 from meshguard.model.reasons import Reason
 from meshguard.net.channel import Channel
 
-__all__ = ["Answer", "Downstream", "Handler", "Stream"]
+if TYPE_CHECKING:
+    from meshguard.net.cluster.cluster import Cluster
+    from meshguard.net.cluster.endpoint import Endpoint
+
+__all__ = ["Answer", "Downstream", "Handler", "Stream", "Upstream"]
 
 
 class Downstream(Protocol):
@@ -88,8 +92,49 @@ class Handler(Protocol):
         """The connection ended."""
 
 
+class Upstream(Protocol):
+    """What carries an exchange to its upstream: an HTTP/1.1 connection, or a stream of HTTP/2."""
+
+    cluster: Cluster
+    endpoint: Endpoint
+    reused: bool
+    """It has carried an exchange before: that it broke may be old news."""
+    answered: bool
+    """The head of a response came."""
+    unprocessed: bool
+    """The upstream has certainly not acted on the request: it may be sent again, whatever its method."""
+
+    @property
+    def protocol(self) -> str: ...
+
+    @property
+    def closed(self) -> bool: ...
+
+    def start(self, exchange: Answer, head: bytes, method: bytes, chunked: bool) -> None: ...
+    def send_data(self, data: bytes) -> None: ...
+    def send_end(self, trailers: bytes) -> None: ...
+    def flush(self) -> None: ...
+    def pause_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...
+
+    def replay(self) -> list[bytes] | None:
+        """The request body as far as it was sent, where it may be sent again."""
+
+    def finish(self, request_complete: bool) -> None: ...
+
+    def unused(self) -> None:
+        """Given back before anything was sent."""
+
+    def abandon(self) -> None: ...
+    def drop(self, reason: Reason) -> None: ...
+
+
 class Answer(Protocol):
     """An exchange as an upstream connection sees it."""
+
+    @property
+    def request_complete(self) -> bool:
+        """All of the request is there, or there is no body."""
 
     def response_whole(self, head: ResponseHead, body: bytes) -> None:
         """Head, data and end in one: what most answers are."""

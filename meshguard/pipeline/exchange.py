@@ -18,6 +18,7 @@ from meshguard.model.errors import RequestError
 from meshguard.model.messages import CHUNKED, NO_BODY, ResponseHead
 from meshguard.model.reasons import (
     BODY_TOO_LARGE,
+    GRPC_NEEDS_HTTP2,
     INTERNAL_ERROR,
     QUARANTINED,
     REQUEST_TIMEOUT,
@@ -27,14 +28,14 @@ from meshguard.model.reasons import (
 )
 from meshguard.model.verdicts import Permit
 from meshguard.net.cluster.endpoint import Connection
+from meshguard.pipeline.grpc import is_grpc, refusal_block
 from meshguard.pipeline.inspection import Inspection
 from meshguard.pipeline.refusal import problem_response
 from meshguard.pipeline.state import ExchangeState
 
 if TYPE_CHECKING:
     from meshguard.net.cluster.cluster import Cluster
-    from meshguard.net.http1_client import UpstreamConnection
-    from meshguard.net.stream import Downstream
+    from meshguard.net.stream import Downstream, Upstream
     from meshguard.pipeline.journey import Journey
 
 __all__ = ["Exchange"]
@@ -71,9 +72,13 @@ class Exchange(ExchangeState):
         self.flush_request()
 
     def _take(self, conn: Connection) -> None:
-        connection = cast("UpstreamConnection", conn)  # what the connector of the cluster makes
+        connection = cast("Upstream", conn)  # what the connector of the cluster makes
         if self.ended:
-            connection.cluster.release(connection)
+            connection.unused()
+            return
+        if self.grpc_end is not None and connection.protocol != "h2":
+            connection.unused()
+            self.refuse(GRPC_NEEDS_HTTP2)
             return
         self._connection = connection
         self.upstream = connection.endpoint.key
@@ -87,10 +92,20 @@ class Exchange(ExchangeState):
         connection.start(self, self._head_out, head.method, self.request_length == CHUNKED)
         if self._inspection is not None:
             self._inspection.release_request(self)
+        if self._replay is not None:
+            self._send_again(connection)
         if self._request_complete:
             connection.flush()
         elif self._door is not None and self._door.request_held:
             self._door.release_request()  # what of the body is here goes in one write with the head
+
+    def _send_again(self, connection: Upstream) -> None:
+        """What the client has sent before the first upstream said that it processed nothing."""
+        replay, self._replay = self._replay or [], None
+        for data in replay:
+            connection.send_data(data)
+        if self._request_complete and replay:
+            connection.send_end(b"")
 
     def failed(self, reason: Reason, detail: str) -> None:
         """The cluster has no connection to give (Call interface)."""
@@ -118,7 +133,7 @@ class Exchange(ExchangeState):
         connection = self._connection
         if connection is not None:
             if trailers:
-                keep = self.plan is not None and self.plan.keep_trailers and self.peer.table is not None
+                keep = self.plan is not None and (self.plan.keep_trailers or self.grpc_end is not None) and self.peer.table is not None
                 trailers = self.peer.table.view.field_rules.trailers(trailers) if keep and self.peer.table is not None else b""
             connection.send_end(trailers)
             connection.flush()
@@ -128,7 +143,11 @@ class Exchange(ExchangeState):
             self._connection.flush()
 
     @property
-    def connection(self) -> UpstreamConnection | None:
+    def request_complete(self) -> bool:
+        return self._request_complete
+
+    @property
+    def connection(self) -> Upstream | None:
         return self._connection
 
     def inspection(self, journey: Journey) -> Inspection:
@@ -181,6 +200,8 @@ class Exchange(ExchangeState):
         self.status = head.status
         plan = self.plan
         block = head.block
+        if self.grpc_end is not None and head.length == NO_BODY:
+            self.grpc_end = block  # trailers only
         if plan is not None:
             if plan.response_operations is not None:
                 block = plan.response_operations.apply(block)
@@ -231,6 +252,8 @@ class Exchange(ExchangeState):
             connection.finish(reusable)
         if door is not None:
             keep = trailers and self.plan is not None and self.plan.keep_trailers
+            if self.grpc_end is not None and trailers:
+                self.grpc_end = keep = trailers
             self._door = None
             door.send_end(trailers if keep else b"")
             self.finish()
@@ -260,7 +283,12 @@ class Exchange(ExchangeState):
             door.reset()
             return
         self.status = reason.status
-        block, body = problem_response(reason, self.decision_id, self._retry_after_s(reason))
+        if self.head is not None and self.head.minor == 2 and is_grpc(self.head):
+            self.status = 200
+            self.grpc_end = block = refusal_block(reason, self.decision_id)
+            body = b""
+        else:
+            block, body = problem_response(reason, self.decision_id, self._retry_after_s(reason))
         self.response_bytes = len(body)
         door.send_refusal(reason, block, body)
         self.finish()
@@ -279,21 +307,24 @@ class Exchange(ExchangeState):
             connection.drop(reason)
         if self.ended or cluster is None:
             return
-        head = self.head
-        if (
-            reason is UPSTREAM_RESET
-            and connection is not None
-            and connection.reused
-            and not connection.answered
-            and not self._response_sent
-            and head is not None
-            and head.method in _SAFE
-            and head.length == NO_BODY
-            and cluster.may_retry(self)
-        ):
+        if connection is not None and self._may_go_again(connection, reason) and cluster.may_retry(self):
+            if not self._request_complete and self._door is not None:
+                self._door.hold_request()
             cluster.submit(self)
             return
         self.refuse(reason, detail)
+
+    def _may_go_again(self, connection: Upstream, reason: Reason) -> bool:
+        """The upstream says that it did nothing; or a kept-alive connection died unanswered under a safe request without a body."""
+        head = self.head
+        if connection.answered or self._response_sent or head is None or reason is not UPSTREAM_RESET:
+            return False
+        if connection.unprocessed:
+            replay = connection.replay()
+            if replay is not None and self._inspection is None:
+                self._replay = replay
+            return replay is not None
+        return connection.reused and head.method in _SAFE and head.length == NO_BODY
 
     def client_gone(self, why: str, kind: str = "client") -> None:
         """The client's connection or stream ended before the exchange was over; `kind` is who ended it."""
@@ -353,6 +384,8 @@ class Exchange(ExchangeState):
             return
         if plan.total_s and now - self.started > plan.total_s:
             self._deadline(UPSTREAM_TIMEOUT, "total time")
+        elif self.deadline and now > self.deadline:
+            self._deadline(UPSTREAM_TIMEOUT, "grpc-timeout")
         elif self.waiting_for_client:
             held_s = self._door.held_s if self._door is not None else 0.0  # that was our doing, not the client's
             too_long = limits.body_total_s and now - self.started - held_s > limits.body_total_s

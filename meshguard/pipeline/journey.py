@@ -29,6 +29,7 @@ from meshguard.model.verdicts import Denial, Permit
 from meshguard.net.tls import peer_chain
 from meshguard.pipeline.exchange import Exchange
 from meshguard.pipeline.facts import RequestFacts
+from meshguard.pipeline.grpc import deadline_of, is_grpc, with_timeout
 from meshguard.pipeline.inspection import InspectionBudget
 from meshguard.pipeline.peer import Peer, chained_lines, forwarded_lines
 from meshguard.policy.decision import Conditional
@@ -337,6 +338,10 @@ def forward(journey: Journey, exchange: Exchange) -> object:
         framing = b"content-length: %d\r\n" % length
     if plan.request_operations is not None:
         block = plan.request_operations.apply(block)
+    if head.minor == 2 and is_grpc(head):
+        exchange.grpc_end = b""
+        exchange.deadline = deadline_of(block, exchange.started)
+        block = (with_timeout(block, exchange.deadline) if exchange.deadline else block) + b"te: trailers\r\n"
     if head.expect and not plan.inspects_request:
         exchange.send_continue()
     exchange.forward(verdict, plan.cluster_object, b"%b%b%b%b%b\r\n" % (plan.line, block, lines, exchange.trace_lines, framing))

@@ -32,7 +32,7 @@ from meshguard.model.reasons import Reason
 from meshguard.model.record import RequestRecord
 from meshguard.model.verdicts import Denial, Permit
 from meshguard.telemetry.metrics import Registry
-from meshguard.telemetry.outcome import verdict_name
+from meshguard.telemetry.outcome import grpc_status, verdict_name
 from meshguard.telemetry.span_ids import SpanIds
 
 __all__ = ["MAX_DETAIL", "MAX_HOST", "MAX_METHOD", "MAX_PATH", "MAX_SUBJECT", "SCHEMA", "DecisionLog", "DecisionSink", "gap_line"]
@@ -187,6 +187,8 @@ class DecisionLog:
                 outcome["upstream_us"] = int((record.answered - record.forwarded) * 1e6)
         if record.aborted:
             outcome["aborted"] = record.aborted
+        if record.grpc_end:
+            outcome["grpc_status"] = grpc_status(record.grpc_end)
 
         line: dict[str, object] = {
             "schema": SCHEMA,

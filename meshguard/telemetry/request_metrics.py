@@ -13,7 +13,7 @@ from meshguard.model.reasons import Reason
 from meshguard.model.record import RequestRecord
 from meshguard.model.verdicts import Denial, Permit
 from meshguard.telemetry.metrics import OVERFLOW, SERIES_CAP, Family, HistogramValue, Kind, Labels, Registry, Slot
-from meshguard.telemetry.outcome import error_type, method_name, protocol_version, verdict_name
+from meshguard.telemetry.outcome import error_type, grpc_status, method_name, protocol_version, verdict_name
 
 __all__ = ["DURATION_BOUNDS_S", "SIZE_BOUNDS_BYTES", "RequestMetrics"]
 
@@ -80,6 +80,13 @@ class RequestMetrics:
         )
         self._shadow = registry.counter(
             "meshguard.shadow.decisions", "What rules in shadow mode would have done", "{decision}", ("rule", "effect"), cap
+        )
+        self._grpc = registry.counter(
+            "meshguard.grpc.requests",
+            "Finished gRPC calls by their status",
+            "{request}",
+            ("meshguard.listener", "meshguard.route", "meshguard.cluster", "rpc.grpc.status_code"),
+            cap,
         )
         registry.collect(self.families)
 
@@ -150,6 +157,8 @@ class RequestMetrics:
                 if verdict is not None and verdict.shadow:
                     for result in verdict.shadow:
                         self._shadow.labels(result.rule_id, result.effect).value += 1
+                if record.grpc_end:
+                    self._grpc.labels(peer.listener, route, cluster, str(grpc_status(record.grpc_end))).value += 1
                 if record.operations:
                     for act in record.operations:
                         self._operations.labels(act.field, act.operation, act.keyset).value += act.count

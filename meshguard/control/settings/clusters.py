@@ -68,6 +68,7 @@ class ClusterTimeouts(Section):
     connect_s: Seconds = 1.0
     response_s: Seconds = 15.0
     idle_s: Seconds = 60.0
+    ping_s: Seconds = Field(default=25.0, description="HTTP/2: a connection without requests that is silent so long is sent a PING.")
 
 
 class ClusterConfig(Section):
@@ -77,6 +78,9 @@ class ClusterConfig(Section):
     resolve: Literal["static", "dns"] = Field(default="static", description="dns: host names become all their addresses, looked up again.")
     refresh_s: Seconds = 30.0
     balance: Literal["least_request", "round_robin"] = "least_request"
+    protocol: Literal["auto", "http/1.1", "h2"] = Field(
+        default="auto", description="auto: h2 or http/1.1 by ALPN with TLS, http/1.1 without. h2 without TLS is prior knowledge."
+    )
     tls: ClusterTls | None = Field(default=None, description="Absent: plaintext, for an application on this machine.")
     health: HealthConfig | None = None
     ejection: EjectionConfig = Field(default={}, validate_default=True)

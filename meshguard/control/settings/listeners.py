@@ -98,7 +98,7 @@ class ListenerConfig(Section):
     protocols: list[Literal["h2", "http/1.1"]] | None = Field(
         default=None,
         min_length=1,
-        description="By preference. Absent: h2 and http/1.1 with TLS (chosen by ALPN), http/1.1 without; h2 without TLS is prior knowledge.",
+        description="By preference. Absent: h2 and http/1.1 with TLS (by ALPN), http/1.1 without TLS, where h2 is prior knowledge.",
     )
     permissive_until: Moment | None = Field(default=None, description="End of a relaxation; a date counts to its last second, UTC.")
     to: ClusterName | None = None

@@ -82,15 +82,17 @@ class RetrySettings:
 
 @dataclass(frozen=True, slots=True)
 class TimeoutSettings:
-    """`connect_s` bounds one dial (TCP and TLS), `idle_s` the life of an unused connection. `response_s` is the journey's."""
+    """`connect_s` bounds one dial (TCP and TLS), `idle_s` the life of an unused connection. `response_s` is the journey's. `ping_s`: an unused
+    HTTP/2 connection that was silent for so long is asked whether it lives, and has `connect_s` to answer."""
 
     connect_s: float = 1.0
     response_s: float = 15.0
     idle_s: float = 60.0
+    ping_s: float = 25.0
 
     def __post_init__(self) -> None:
-        if min(self.connect_s, self.response_s, self.idle_s) <= 0:
-            raise ValueError("timeouts: connect_s, response_s and idle_s must be above 0")
+        if min(self.connect_s, self.response_s, self.idle_s, self.ping_s) <= 0:
+            raise ValueError("timeouts: connect_s, response_s, idle_s and ping_s must be above 0")
 
 
 @dataclass(frozen=True, slots=True)

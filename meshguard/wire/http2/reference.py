@@ -61,6 +61,7 @@ class ReferenceServer(ReferenceEngine):
             return
         ended = event.stream_ended is not None
         self._open[stream] = b""
+        self.streams = len(self._open)
         if ended:
             self._peer_done.add(stream)
         try:
@@ -125,6 +126,7 @@ class ReferenceClient(ReferenceEngine):
         method, fields = pairs_of_request(head, scheme)
         stream = int(self._h2.get_next_available_stream_id())
         self._open[stream] = method
+        self.streams = len(self._open)
         self._h2.send_headers(stream, fields, end_stream=end)
         if end:
             self._we_done.add(stream)

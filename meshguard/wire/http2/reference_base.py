@@ -109,14 +109,11 @@ class ReferenceEngine:
         self._continuations = 0
         self._unread = 0  # octets of answers to control frames since the last `take`
         self._open: dict[int, bytes] = {}  # streams that are not over on both sides; the request's method
+        self.streams = 0
         self._peer_done: set[int] = set()
         self._we_done: set[int] = set()
         self._waiting: dict[int, _Waiting] = {}
         self._trailers: dict[int, bytes] = {}
-
-    @property
-    def streams(self) -> int:
-        return len(self._open)
 
     def start(self) -> None:
         limits = self._limits
@@ -262,6 +259,7 @@ class ReferenceEngine:
 
     def _forget(self, stream: int) -> None:
         self._open.pop(stream, None)
+        self.streams = len(self._open)
         self._waiting.pop(stream, None)
         self._trailers.pop(stream, None)
         self._peer_done.discard(stream)
