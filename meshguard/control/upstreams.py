@@ -48,7 +48,15 @@ def cluster_settings(config: ClusterConfig) -> ClusterSettings:
         balance=config.balance,
         health=None
         if health is None
-        else HealthSettings(health.path, health.interval_s, health.timeout_s, health.healthy, health.unhealthy),
+        else HealthSettings(
+            health.path,
+            health.interval_s,
+            health.timeout_s,
+            health.healthy,
+            health.unhealthy,
+            grpc=health.grpc,
+            http2=config.protocol == "h2" or (health.grpc is not None and config.protocol == "auto"),
+        ),
         ejection=EjectionSettings(config.ejection.consecutive_failures, config.ejection.eject_s, config.ejection.max_percent),
         circuit=CircuitSettings(
             config.circuit.max_in_flight, config.circuit.max_connections, config.circuit.queue, config.circuit.queue_timeout_s

@@ -386,7 +386,7 @@ class Exchange(ExchangeState):
             self._deadline(UPSTREAM_TIMEOUT, "total time")
         elif self.deadline and now > self.deadline:
             self._deadline(UPSTREAM_TIMEOUT, "grpc-timeout")
-        elif self.waiting_for_client:
+        elif self.grpc_end is None and self.waiting_for_client:  # a call may be silent between two messages, see the last case
             held_s = self._door.held_s if self._door is not None else 0.0  # that was our doing, not the client's
             too_long = limits.body_total_s and now - self.started - held_s > limits.body_total_s
             if now - self._touched > limits.body_idle_s or too_long:
@@ -394,7 +394,7 @@ class Exchange(ExchangeState):
                 self.refuse(REQUEST_TIMEOUT, "body")
         elif self._connection is None:
             return  # the cluster has its own deadlines for connecting and queueing
-        elif not self.answered:
+        elif not self.answered and (self.grpc_end is None or self._request_complete):
             if now - max(self.forwarded, self._touched) > plan.response_s:
                 self._deadline(UPSTREAM_TIMEOUT, "response head")
         elif now - self._touched > limits.idle_s:

@@ -85,7 +85,7 @@ class RequestMetrics:
             "meshguard.grpc.requests",
             "Finished gRPC calls by their status",
             "{request}",
-            ("meshguard.listener", "meshguard.route", "meshguard.cluster", "rpc.grpc.status_code"),
+            ("listener", "route", "cluster", "rpc.grpc.status_code"),
             cap,
         )
         registry.collect(self.families)

@@ -110,6 +110,7 @@ class Record:
         "detail",
         "ended",
         "forwarded",
+        "grpc_end",
         "head",
         "number",
         "operations",
@@ -157,7 +158,9 @@ class Record:
         sampled: bool = False,
         operations: Sequence[FieldOperation] = (),
         subject: str = "",
+        grpc_end: bytes | None = None,
     ) -> None:
+        self.grpc_end = grpc_end
         self.number = number
         self.peer = peer
         self.principal = peer.principal

@@ -29,11 +29,14 @@ class ClusterTls(Section):
 
 
 class HealthConfig(Section):
-    """Active checks: GET `path` every `interval_s`."""
+    """Active checks: GET `path` every `interval_s`, or `grpc`."""
 
     path: Annotated[str, AfterValidator(_health_path)] = "/"
     interval_s: Seconds = 5.0
     timeout_s: Seconds = 1.0
+    grpc: str | None = Field(
+        default=None, max_length=125, description="Instead of the GET: grpc.health.v1 is asked for this service; '' is the whole server."
+    )
     healthy: int = Field(default=2, ge=1, description="Successes in a row that bring an endpoint back.")
     unhealthy: int = Field(default=3, ge=1, description="Failures in a row that take an endpoint out.")
 
