@@ -116,6 +116,7 @@ def request_of(fields: Fields, ended: bool, limits: Http2Limits, wire: WireLimit
             raise Malformed("a content-length and no body")
     elif not declared or head.length == NO_BODY:
         head.length = CHUNKED
+    head.expect = not ended and any(name == b"expect" for name, _ in regular)
     head.minor = 2
     head.keep_alive = True
     head.size = len(raw)
