@@ -16,8 +16,10 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
+from meshguard.control.doors import door_maker
 from meshguard.control.inputs import Inputs, load_inputs
 from meshguard.control.judgements import address, connection_limit, own_principal, server_context, still_trusted
 from meshguard.control.settings.listeners import ListenerConfig
@@ -27,8 +29,7 @@ from meshguard.control.upstreams import Upstreams
 from meshguard.control.views import listener_view
 from meshguard.fields.transforms import Reader
 from meshguard.model.errors import DocumentError, MeshguardError, Problem
-from meshguard.net.http1_server import Http1Connection
-from meshguard.net.listener import Listener, TlsGate
+from meshguard.net.listener import Listener, ServerDoor, TlsGate
 from meshguard.net.tls import worn_out
 from meshguard.pipeline.inspection import InspectionBudget
 from meshguard.pipeline.journey import Journey
@@ -78,7 +79,7 @@ class Runtime:
         self.state = State()
         self.upstreams = Upstreams()
         self.journeys: dict[str, Journey] = {}
-        self.listeners: dict[str, Listener[Http1Connection]] = {}
+        self.listeners: dict[str, Listener[ServerDoor]] = {}
         self.inputs: Inputs = None  # type: ignore[assignment]  # set by start before anything else runs
         self.snapshot: Snapshot | None = None
         self.telemetry: Telemetry = None  # type: ignore[assignment]  # likewise
@@ -92,7 +93,7 @@ class Runtime:
         self._tokens: TokenVerifier | None = None
         self._retired: list[Cluster] = []
         self._retiring: set[asyncio.Task[None]] = set()
-        self._leaving: list[tuple[Journey, Listener[Http1Connection]]] = []
+        self._leaving: list[tuple[Journey, Listener[ServerDoor]]] = []
         self._collected_at = float("-inf")
         self._not_renewable: set[str] = set()
         self.quarantine = NOBODY
@@ -238,9 +239,9 @@ class Runtime:
 
     def _bind_new(
         self, snapshot: Snapshot, configs: Mapping[str, ListenerConfig], contexts: Mapping[str, ssl.SSLContext | None]
-    ) -> list[tuple[Journey, Listener[Http1Connection]]]:
+    ) -> list[tuple[Journey, Listener[ServerDoor]]]:
         """Listeners that are new in this configuration, with their addresses taken. Raises OSError, and then none is."""
-        fresh: list[tuple[Journey, Listener[Http1Connection]]] = []
+        fresh: list[tuple[Journey, Listener[ServerDoor]]] = []
         try:
             for name, config in configs.items():
                 if name not in self.listeners:
@@ -278,13 +279,13 @@ class Runtime:
             changed = journey.snapshot.listeners[name].configured != view.configured
             journey.snapshot = snapshot
             if changed:
-                for door in journey.connections:
+                for door in list(journey.connections):
                     door.adopt(view.new_engine(view.wire_limits, view.field_rules), view.limits)
         for name in [name for name in self.listeners if name not in configuration.listeners]:
             self._leave(self.journeys.pop(name), self.listeners.pop(name))
         self.judge_connections()
 
-    def _leave(self, journey: Journey, listener: Listener[Http1Connection]) -> None:
+    def _leave(self, journey: Journey, listener: Listener[ServerDoor]) -> None:
         """A listener that is no longer configured: what runs finishes, under the identities that are trusted now."""
         journey.draining = True
         entry = (journey, listener)
@@ -313,18 +314,14 @@ class Runtime:
             telemetry.handshake_failed,
         )
 
-    def _new_listener(self, name: str, config: ListenerConfig, journey: Journey, gate: TlsGate) -> Listener[Http1Connection]:
-        def new_door() -> Http1Connection:
-            view = journey.snapshot.listeners[name]
-            return Http1Connection(journey, view.new_engine(view.wire_limits, view.field_rules), view.limits)
-
+    def _new_listener(self, name: str, config: ListenerConfig, journey: Journey, gate: TlsGate) -> Listener[ServerDoor]:
         def on_load(share: float) -> None:
             view = journey.snapshot.listeners[name]
             full = share * listener.gate.limit
             journey.crowded = full > 1 and share >= view.close_share
             journey.shedding = full > 1 and share > view.shed_share
 
-        listener = Listener(name, (config.address.host, config.address.port), gate, new_door, journey.connections, on_load)
+        listener = Listener(name, (config.address.host, config.address.port), gate, door_maker(journey, name), journey.connections, on_load)
         return listener
 
     async def _retire(self, cluster: Cluster) -> None:
@@ -345,6 +342,7 @@ class Runtime:
         now = time.time()
         for journey in self.journeys.values():
             snapshot = journey.snapshot
+            overstays = partial(journey.overstays, snapshot=snapshot)
             for door in list(journey.connections):
                 peer = door.peer
                 if peer is None:
@@ -355,17 +353,15 @@ class Runtime:
                     if peer.refusal is not None and before is None:
                         door.cut(peer.refusal.code)
                         continue
-                if door.stream is not None and journey.overstays(door.stream, snapshot):
-                    door.cut("policy_denied")
-                elif now >= peer.expires or not still_trusted(peer, snapshot.trust, now):
+                if not door.recall(overstays) and (now >= peer.expires or not still_trusted(peer, snapshot.trust, now)):
                     door.cut("identity_expired")
         for journey, _ in self._leaving:
+            overstays = partial(journey.overstays, snapshot=self.snapshot or journey.snapshot)
             for door in list(journey.connections):
-                if door.peer is None:
+                peer = door.peer
+                if peer is None:
                     continue
-                if door.stream is not None and self.snapshot is not None and journey.overstays(door.stream, self.snapshot):
-                    door.cut("policy_denied")
-                elif now >= door.peer.expires or not still_trusted(door.peer, self._trust, now):
+                if not door.recall(overstays) and (now >= peer.expires or not still_trusted(peer, self._trust, now)):
                     door.cut("identity_expired")
 
     async def watch(self) -> None:

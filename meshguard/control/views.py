@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+from meshguard.control.protocols import http2_view, protocols
 from meshguard.control.settings.listeners import HeaderChanges, ListenerConfig, RouteConfig
 from meshguard.net.limits import ConnectionLimits, WebSocketLimits
 from meshguard.pipeline.routes import HeaderOperations, Route, RouteTable, authority_matcher
@@ -26,9 +27,7 @@ ENGINES: dict[str, Callable[[WireLimits, FieldRules], RequestEngine]] = {
 
 def wire_limits(config: ListenerConfig) -> WireLimits:
     limits = config.limits
-    return WireLimits(
-        limits.head_bytes, limits.fields, limits.request_line_bytes, limits.chunk_line_bytes, limits.chunk_extension_bytes
-    )
+    return WireLimits(limits.head_bytes, limits.fields, limits.request_line_bytes, limits.chunk_line_bytes, limits.chunk_extension_bytes)
 
 
 def listener_view(name: str, config: ListenerConfig) -> ListenerView:
@@ -68,6 +67,7 @@ def listener_view(name: str, config: ListenerConfig) -> ListenerView:
         shed_share=limits.overload_shed_percent / 100,
         plaintext_until=config.permissive_until.timestamp() if config.permissive_until is not None else 0.0,
         trusts=principal_matcher(config.trusted_proxies) if config.trusted_proxies else None,
+        http2=http2_view(config) if "h2" in protocols(config) else None,
     )
 
 

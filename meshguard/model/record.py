@@ -72,7 +72,7 @@ class PlanFacts(Protocol):
 
 
 class WebSocketFacts(Protocol):
-    """If a WebSocket came to be, and how it ended: code of the first Close (0: none) and whose it was (`client`, `upstream`, `meshguard`)."""
+    """If a WebSocket came to be, and how it ended: code of the first Close (0: none), whose it was (`client`, `upstream`, `meshguard`)."""
 
     @property
     def opened(self) -> bool: ...
@@ -138,5 +138,7 @@ class RequestRecord(Protocol):
     def operations(self) -> Sequence[FieldOperation]: ...
     @property
     def websocket(self) -> WebSocketFacts | None: ...  # of a request that asked for one
+    @property
+    def grpc_end(self) -> bytes | None: ...  # the field block with `grpc-status`; None where the request is no gRPC call
     @property
     def subject(self) -> str: ...  # `sub` of the verified JWT, ""

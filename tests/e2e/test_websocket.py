@@ -79,7 +79,9 @@ def hall(mesh: Mesh, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hall]
     (directory / "shop.crl").write_bytes(mesh.ca.crl())
     (directory / "partner.crl").write_bytes(mesh.partner.crl())
     routes = [{"id": "no-sockets", "paths": ["/quiet/**"], "to": "app", "websocket": "deny"}, {"id": "rest", "to": "app"}]
-    listeners: dict[str, Any] = {engine: {"tls": "mutual", "engine": engine, "routes": [dict(r, id=f"{r['id']}-{engine}") for r in routes]} for engine in ENGINES}
+    listeners: dict[str, Any] = {
+        engine: {"tls": "mutual", "engine": engine, "routes": [dict(r, id=f"{r['id']}-{engine}") for r in routes]} for engine in ENGINES
+    }
     listeners |= {
         "plain": {"tls": "none", "to": "app"},
         "plain-brief": {
@@ -211,7 +213,9 @@ def test_compression_is_between_the_ends(hall: Hall) -> None:
 
 def test_subprotocols_are_agreed_on_by_the_ends(hall: Hall) -> None:
     with upgrading(hall, "/chat", Answers(swallow, "Sec-WebSocket-Protocol: v2.chat", "Set-Cookie: a=b")) as answers:
-        with hall.open("default", "billing", "/chat", "Sec-WebSocket-Protocol: v1.chat", "Sec-WebSocket-Protocol: v2.chat, Other") as client:
+        with hall.open(
+            "default", "billing", "/chat", "Sec-WebSocket-Protocol: v1.chat", "Sec-WebSocket-Protocol: v2.chat, Other"
+        ) as client:
             assert client.answer.get("sec-websocket-protocol") == "v2.chat"
             assert client.answer.get("set-cookie") == "a=b"
         assert answers.sockets[0].exchange.request.head.all("sec-websocket-protocol") == ["v1.chat, v2.chat, Other"]
@@ -244,7 +248,11 @@ def test_an_upstream_that_does_not_upgrade_answers_as_usual(listener: str, hall:
 
 
 def test_routes_and_listeners_say_who_may(hall: Hall) -> None:
-    with upgrading(hall, "/quiet/ws"), upgrading(hall, "/but"), RawClient(hall.proxy.address("default"), hall.mesh.client("billing")) as client:
+    with (
+        upgrading(hall, "/quiet/ws"),
+        upgrading(hall, "/but"),
+        RawClient(hall.proxy.address("default"), hall.mesh.client("billing")) as client,
+    ):
         refused = client.request(handshake("/quiet/ws"))
         assert (refused.status, refused.problem["code"]) == (403, "websocket_denied")
         assert hall.proxy.decision(refused.decision_id)["why"]["reason"] == "websocket_denied"
@@ -289,7 +297,11 @@ def test_a_caller_who_may_no_longer_be_served_is_cut_with_1008(how: str, hall: H
             elif how == "denied":
                 hall.policy({"rules": [{"id": "no", "deny": [SHOP + name], "paths": ["/**"]}, *ALLOW["rules"]]})
             elif how == "route":
-                hall.change(lambda ls: [ls[e]["routes"].insert(0, {"id": f"now-{e}", "paths": [path], "to": "app", "websocket": "deny"}) for e in ENGINES])
+                hall.change(
+                    lambda ls: [
+                        ls[e]["routes"].insert(0, {"id": f"now-{e}", "paths": [path], "to": "app", "websocket": "deny"}) for e in ENGINES
+                    ]
+                )
             else:
                 command = [sys.executable, "-m", "meshguard", "quarantine", "add", SHOP + name, "--config", str(hall.proxy.config_path)]
                 subprocess.run(command, cwd=ROOT, check=True, capture_output=True)

@@ -110,6 +110,7 @@ class Record:
         "detail",
         "ended",
         "forwarded",
+        "grpc_end",
         "head",
         "number",
         "operations",
@@ -159,7 +160,9 @@ class Record:
         operations: Sequence[FieldOperation] = (),
         subject: str = "",
         websocket: WebSocketFacts | None = None,
+        grpc_end: bytes | None = None,
     ) -> None:
+        self.grpc_end = grpc_end
         self.number = number
         self.peer = peer
         self.principal = peer.principal

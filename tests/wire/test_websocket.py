@@ -128,7 +128,9 @@ def test_in_the_middle_of_a_frame_there_is_no_boundary() -> None:
     assert not scanner.at_boundary
 
 
-@pytest.mark.parametrize(("sent", "code"), [(close(), 1005), (close(1000, b"bye"), 1000), (close(3000), 3000), (close(4999, "ü".encode()), 4999)])
+@pytest.mark.parametrize(
+    ("sent", "code"), [(close(), 1005), (close(1000, b"bye"), 1000), (close(3000), 3000), (close(4999, "ü".encode()), 4999)]
+)
 def test_a_close_is_held_out(sent: bytes, code: int) -> None:
     text = frame(TEXT, b"x")
     for pieces in ([text + sent + text], [octet.to_bytes(1, "big") for octet in text + sent + text]):
@@ -185,7 +187,12 @@ def streams(draw: st.DrawFn) -> bytes:
         payload = draw(_PAYLOADS)
         if opcode == CLOSE:
             payload = draw(st.sampled_from((1000, 1001, 1005, 3000, 4999))).to_bytes(2, "big") + payload[:60]
-        out += frame(opcode, payload[:125] if opcode > 7 else payload, fin=opcode > 7 or draw(st.booleans()), mask=draw(st.binary(min_size=4, max_size=4)))
+        out += frame(
+            opcode,
+            payload[:125] if opcode > 7 else payload,
+            fin=opcode > 7 or draw(st.booleans()),
+            mask=draw(st.binary(min_size=4, max_size=4)),
+        )
     if draw(st.integers(0, 3)) == 0:
         out[draw(st.integers(0, len(out) - 1))] = draw(st.integers(0, 255))
     return bytes(out)

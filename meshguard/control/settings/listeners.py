@@ -96,12 +96,19 @@ class ListenerConfig(Section):
         description="mutual: a client certificate is required; permissive: plaintext is taken too, until `permissive_until`;"
         " server: TLS without client certificates (an edge); none: plaintext, for local applications.",
     )
+    protocols: list[Literal["h2", "http/1.1"]] | None = Field(
+        default=None,
+        min_length=1,
+        description="By preference. Absent: h2 and http/1.1 with TLS (by ALPN), http/1.1 without TLS, where h2 is prior knowledge.",
+    )
     permissive_until: Moment | None = Field(default=None, description="End of a relaxation; a date counts to its last second, UTC.")
     to: ClusterName | None = None
     routes: list[RouteConfig] = []
     authorities: list[AuthorityPattern] = Field(default=[], description="Hosts served here; absent: any.")
     websocket: Literal["allow", "deny"] = Field(default="allow", description="Upgrades to WebSocket, where policy allows the request.")
-    engine: Literal["default", "reference"] = Field(default="default", description="HTTP/1.1 implementation; `reference` is h11, slower.")
+    engine: Literal["default", "reference"] = Field(
+        default="default", description="HTTP implementation; `reference` is h11 and h2, slower."
+    )
     trusted_proxies: list[SpiffePattern] = Field(default=[], description="Peers whose X-Forwarded-* and XFCC are believed.")
     strip_headers: list[StrippedField] = Field(
         default=[], description="Fields removed from requests, in every spelling; x-internal-* removes all that begin so."
