@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import copy
-from typing import TYPE_CHECKING, TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from meshguard.control.settings.clusters import ClusterConfig, ClusterTls
 from meshguard.control.settings.configuration import Configuration
@@ -21,7 +22,13 @@ if TYPE_CHECKING:
 
 __all__ = ["DynamicClusters", "destination_settings"]
 
-Prepared: TypeAlias = "tuple[DestinationSettings, Callable[[str], ClientTls | None], AddressGuard]"
+Prepared: TypeAlias = "tuple[DestinationSettings, Callable[[str], ClientTls | None], AddressGuard, str]"
+
+
+class NewConnector(Protocol):
+    """Makes the connector of one destination."""
+
+    def __call__(self, tls: ClientTls | None, protocol: str) -> Connector: ...
 
 
 def destination_settings(config: ClusterConfig) -> DestinationSettings:
@@ -43,14 +50,16 @@ def destination_settings(config: ClusterConfig) -> DestinationSettings:
     )
 
 
-def tls_by_host(config: ClusterTls | None, material: Material | None, trust: TrustStore | None) -> Callable[[str], ClientTls | None]:
+def tls_by_host(
+    config: ClusterTls | None, material: Material | None, trust: TrustStore | None, protocol: str
+) -> Callable[[str], ClientTls | None]:
     """How to speak TLS to each host: one context for all, and for each host the SPIFFE ID that its server has to prove. Raises
     IdentityError, OSError."""
     template = config.spiffe_id if config is not None else None
     if config is None or template is None or not placeholders(template):
-        same = client_tls(config, material, trust)
+        same = client_tls(config, material, trust, protocol)
         return lambda host: same
-    base = client_tls(config.model_copy(update={"spiffe_id": _filled(template, "any")}), material, trust)
+    base = client_tls(config.model_copy(update={"spiffe_id": _filled(template, "any")}), material, trust, protocol)
     if base is None or trust is None:
         raise ValueError("a SPIFFE ID without TLS")
 
@@ -70,7 +79,7 @@ def _filled(template: str, host: str) -> str:
 class DynamicClusters:
     """The running dynamic clusters by name; like other clusters they outlive snapshots."""
 
-    def __init__(self, new_connector: Callable[[ClientTls | None], Connector]) -> None:
+    def __init__(self, new_connector: NewConnector) -> None:
         self.by_name: dict[str, Destinations] = {}
         self._new_connector = new_connector
 
@@ -87,20 +96,21 @@ class DynamicClusters:
         return {
             name: (
                 destination_settings(config),
-                tls_by_host(config.tls, material, trust),
+                tls_by_host(config.tls, material, trust, config.protocol),
                 AddressGuard(own, parse_networks((config.destinations or DestinationsConfig()).refuse_addresses)),
+                config.protocol,
             )
             for name, config in configs.items()
         }
 
     def apply(self, prepared: Mapping[str, Prepared]) -> list[Destinations]:
         """Makes the dynamic clusters what was prepared; gives those that are no longer wanted."""
-        for name, (settings, tls_of, guard) in prepared.items():
+        for name, (settings, tls_of, guard, protocol) in prepared.items():
             running = self.by_name.get(name)
             if running is None:
                 from meshguard.net.destinations import Destinations
 
-                self.by_name[name] = Destinations(name, settings, tls_of, self._new_connector, guard)
+                self.by_name[name] = Destinations(name, settings, tls_of, partial(self._new_connector, protocol=protocol), guard)
             else:
                 running.reconfigure(settings, tls_of, guard)
         return [self.by_name.pop(name) for name in [name for name in self.by_name if name not in prepared]]

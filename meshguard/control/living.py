@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from meshguard.control.judgements import still_trusted
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from meshguard.identity.trust import TrustStore
     from meshguard.net.destinations import Destinations
     from meshguard.net.http1_client import UpstreamConnection
-    from meshguard.net.http1_server import Http1Connection
+    from meshguard.net.listener import ServerDoor
     from meshguard.pipeline.journey import Journey
     from meshguard.pipeline.snapshot import Snapshot
 
@@ -40,7 +41,7 @@ def judge_doors(journey: Journey, snapshot: Snapshot, trust: TrustStore | None, 
             door.abandon("could not be judged")
 
 
-def _judge_door(journey: Journey, door: Http1Connection, snapshot: Snapshot, trust: TrustStore | None, now: float, leaving: bool) -> None:
+def _judge_door(journey: Journey, door: ServerDoor, snapshot: Snapshot, trust: TrustStore | None, now: float, leaving: bool) -> None:
     peer = door.peer
     if peer is None:
         return
@@ -50,9 +51,7 @@ def _judge_door(journey: Journey, door: Http1Connection, snapshot: Snapshot, tru
         if peer.refusal is not None and before is None:
             door.cut(peer.refusal.code)
             return
-    if door.stream is not None and journey.overstays(door.stream, snapshot):
-        door.cut("policy_denied")
-    elif now >= peer.expires or not still_trusted(peer, trust, now):
+    if not door.recall(partial(journey.overstays, snapshot=snapshot)) and (now >= peer.expires or not still_trusted(peer, trust, now)):
         door.cut("identity_expired")
 
 
