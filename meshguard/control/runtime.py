@@ -22,13 +22,14 @@ from meshguard.control.bundles import keep
 from meshguard.control.destinations import DynamicClusters
 from meshguard.control.inputs import Inputs, load_inputs
 from meshguard.control.judgements import address, connection_limit, own_principal, server_context
+from meshguard.control.keyring import Keyring
 from meshguard.control.living import judge_doors, judge_upstreams
 from meshguard.control.settings.listeners import ListenerConfig
 from meshguard.control.settings.load import LoadedConfiguration
 from meshguard.control.telemetry import Telemetry
 from meshguard.control.upstreams import Upstreams
 from meshguard.control.views import listener_view
-from meshguard.fields.transforms import Reader
+from meshguard.fields.views import Reader
 from meshguard.integrity.bundle import BundleError
 from meshguard.model.errors import DocumentError, MeshguardError, Problem
 from meshguard.net.http1_server import Http1Connection
@@ -85,6 +86,7 @@ class Runtime:
         self.state = State()
         self.upstreams = Upstreams()
         self.dynamic = DynamicClusters(self.upstreams.new_connector)
+        self.keyring = Keyring()
         self.journeys: dict[str, Journey] = {}
         self.listeners: dict[str, Listener[Http1Connection]] = {}
         self.inputs: Inputs = None  # type: ignore[assignment]  # set by start before anything else runs
@@ -129,8 +131,9 @@ class Runtime:
         """Reads all documents anew and takes them over, or keeps the last good state and says why. True when taken over."""
         async with self._changing:
             try:
-                inputs = await asyncio.to_thread(load_inputs, self._load_configuration, self.bundles)
+                inputs = await asyncio.to_thread(load_inputs, self._load_configuration, self.keyring, self.bundles)
                 self._refuse_restart_only(inputs)
+                await self.keyring.start(inputs.keys)
                 await self._change(inputs, self._identity)
             except Exception as exc:
                 # the outermost loop of a background service: whatever a change does wrong, what is in force goes on
@@ -246,6 +249,7 @@ class Runtime:
             before.release()
         if inputs.candidate is not None and self.bundles is not None:
             keep(self.bundles, inputs.candidate)
+        await self.keyring.keep(inputs.keys, self._background)
         self._settle_memory()
         self._not_renewable.clear()
         if self.quarantine:

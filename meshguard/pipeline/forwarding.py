@@ -68,10 +68,7 @@ class Forwarding:
             return peer.client_address, _certificates(peer, said.get(b"x-forwarded-client-cert", ())) + _VIA
         hops = self._hops(said)
         hops.append(_own(peer))
-        if self._networks:
-            client = client_by_networks(hops, self._networks)
-        else:
-            client = client_by_count(hops, self._count or 1)
+        client = client_by_networks(hops, self._networks) if self._networks else client_by_count(hops, self._count or 1)
         address = hops[client].address
         if not (self._count or self._networks):
             if self._kind == X_FORWARDED:
