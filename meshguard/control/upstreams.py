@@ -96,7 +96,8 @@ class Upstreams:
         self._tls: dict[str, ClusterTls | None] = {}
         self.limits = WireLimits()
 
-    def new_connector(self, tls: ClientTls | None) -> Connector:
+    def new_connector(self, config: ClusterConfig, tls: ClientTls | None) -> Connector:
+        """For one cluster, or one destination of a dynamic one."""
         return Connector(lambda: ResponseParser(self.limits), tls)
 
     def prepare(
@@ -116,7 +117,7 @@ class Upstreams:
         for name, (settings, tls) in prepared.items():
             cluster = self.clusters.get(name)
             if cluster is None:
-                connector = self.new_connector(tls)
+                connector = self.new_connector(configs[name], tls)
                 cluster = Cluster(name, settings, connector.connect, opener=connector.open_stream)
                 connector.cluster = cluster
                 self.clusters[name] = cluster

@@ -33,7 +33,11 @@ def start(mesh: Mesh, server: Upstream, directory: Any, crl: bytes) -> Proxy:
         "listeners": {name: {"tls": "none", "direction": "outbound", "to": name} for name in ("static", "dynamic")},
         "clusters": {
             "static": {"endpoints": [f"127.0.0.1:{server.port}"], "tls": tls},
-            "dynamic": {"resolve": "dns", "tls": {"spiffe_id": SHOP + "{service}"}, "destinations": {"address": f"127.0.0.1:{server.port}"}},
+            "dynamic": {
+                "resolve": "dns",
+                "tls": {"spiffe_id": SHOP + "{service}"},
+                "destinations": {"address": f"127.0.0.1:{server.port}"},
+            },
         },
     }
     return Proxy(directory, config, policies={"p.yaml": {"rules": [{"id": "all", "allow": [SHOP + "orders"]}]}}).start()
