@@ -117,8 +117,9 @@ class Upstreams:
         self.limits = WireLimits()
         self.http2_limits = Http2Limits(streams=_STREAMS)
 
-    def new_connector(self, tls: ClientTls | None, protocol: str) -> Connector:
-        return Connector(lambda: ResponseParser(self.limits), tls, protocol, partial(new_client, self.http2_limits))
+    def new_connector(self, config: ClusterConfig, tls: ClientTls | None) -> Connector:
+        """For one cluster, or one destination of a dynamic one."""
+        return Connector(lambda: ResponseParser(self.limits), tls, config.protocol, partial(new_client, self.http2_limits))
 
     def prepare(
         self, configs: Mapping[str, ClusterConfig], material: Material | None, trust: TrustStore | None
@@ -137,7 +138,7 @@ class Upstreams:
         for name, (settings, tls) in prepared.items():
             cluster = self.clusters.get(name)
             if cluster is None:
-                connector = self.new_connector(tls, configs[name].protocol)
+                connector = self.new_connector(configs[name], tls)
                 cluster = Cluster(name, settings, connector.connect, opener=connector.open_stream)
                 connector.cluster = cluster
                 self.clusters[name] = cluster
