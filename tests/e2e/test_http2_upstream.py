@@ -203,6 +203,35 @@ def test_what_was_not_processed_goes_elsewhere(method: str, far: Far) -> None:
                 assert answer.json["body_bytes"] == len(body or b"")
 
 
+def test_graceful_goaways_fail_no_request(far: Far) -> None:
+    """Under load every connection is drained, again and again: announced, then ended once nothing runs on it."""
+    servers = (far.servers["left"], far.servers["right"])
+    over = threading.Event()
+    answers: list[int] = []
+
+    def load(method: str) -> None:
+        with far.dial("pair") as client:
+            while not over.is_set():
+                answers.append(client.answer(client.request("/graceful", method, body=b"b" * 100 if method == "POST" else None)).status)
+
+    threads = [threading.Thread(target=load, args=(method,)) for method in ("GET", "POST", "POST")]
+    for thread in threads:
+        thread.start()
+    for _ in range(4):
+        for server in servers:
+            live = [peer for peer in server.peers if not peer.closed]
+            for peer in live:
+                peer.goaway(2**31 - 1)
+            done = len(answers)
+            eventually(lambda done=done: len(answers) > done + 10, "answers")  # type: ignore[misc]
+            for peer in live:
+                server.wait(lambda peer=peer: peer.closed, "the end of a drained connection")  # type: ignore[misc]
+    over.set()
+    for thread in threads:
+        thread.join(8)
+    assert set(answers) == {200}
+
+
 def test_an_upstream_that_dies_with_streams_under_way(far: Far) -> None:
     server = far.servers["plain"]
 
