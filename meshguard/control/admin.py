@@ -7,10 +7,13 @@
     GET  /snapshot    digest, revision and time of the policy in force
     POST /drain       from loopback only: stop taking new work; ?wait=SECONDS answers when it is done, or after that time
 
-It is kept boring: one request a connection, no body, a deadline for each step, a bound on connections. What is unknown is 404, another
-method 405. Browsers are kept out: a Host that is a name (other than localhost and the configured ones) is refused, because that is what
-DNS rebinding looks like, and so is every request that carries an Origin or comes from another site. /drain changes state, so it is no
-GET (RFC 9110 9.2.1): a link, an image or a prefetch cannot drain a proxy.
+Other parts add paths with `extend`. Those that change or disclose something are *guarded*: they take the bearer token of
+`admin.token_file`, because a port on loopback is open to every process beside this one, also to the workload it protects.
+
+It is kept boring: one request a connection, small bodies and only where one is expected, a deadline for each step, a bound on
+connections. What is unknown is 404, another method 405. Browsers are kept out: a Host that is a name (other than localhost and the
+configured ones) is refused, because that is what DNS rebinding looks like, and so is every request that carries an Origin or comes from
+another site. /drain changes state, so it is no GET (RFC 9110 9.2.1): a link, an image or a prefetch cannot drain a proxy.
 
 Everything shown comes from callables given at construction: this module knows no pipeline.
 """
@@ -18,17 +21,20 @@ Everything shown comes from callables given at construction: this module knows n
 from __future__ import annotations
 
 import asyncio
+import hmac
 import ipaddress
 import logging
 import platform
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from urllib.parse import parse_qsl
 
 import h11
 import orjson
 
 from meshguard import __version__
+from meshguard.control.operations import MAX_BODY_BYTES, AdminRequest, Operation, OperationError
 from meshguard.telemetry.metrics import Family
 from meshguard.telemetry.prometheus import content_type, render
 from meshguard.telemetry.redaction import Redactor
@@ -131,8 +137,12 @@ class AdminServer:
         hosts: Collection[str] = (),
         redactor: Redactor | None = None,
         now: Callable[[], float] = time.time,
+        token: Callable[[], bytes] | None = None,
     ) -> None:
+        """`token` gives the bearer token of guarded operations, each time anew (empty: none, and then they are refused)."""
         self._providers = providers
+        self._token = token or (lambda: b"")
+        self._operations: dict[str, Operation] = {}
         self._hosts = frozenset(hosts) | {"localhost"}
         self._redactor = redactor or Redactor()
         self._now = now
@@ -146,6 +156,12 @@ class AdminServer:
             "/snapshot": (_GET, self._snapshot),
             "/drain": (("POST",), self._drain),
         }
+
+    def extend(self, path: str, operation: Operation) -> None:
+        """Serves `operation` at `path`. Raises ValueError for a path that is taken."""
+        if path in self._routes or path in self._operations:
+            raise ValueError(f"{path} is taken")
+        self._operations[path] = operation
 
     async def start(self, host: str = "127.0.0.1", port: int = 9901) -> tuple[str, int]:
         """Listen. Returns the address in use (port 0 takes a free one). Raises OSError when it cannot be bound."""
@@ -188,22 +204,33 @@ class AdminServer:
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
         request: h11.Request | None = None
+        body = b""
         try:
             async with asyncio.timeout(HEAD_S):
-                while request is None:
+                while True:
                     event = connection.next_event()
                     if event is h11.NEED_DATA:
                         connection.receive_data(await reader.read(MAX_HEAD_BYTES))
                     elif isinstance(event, h11.Request):
                         request = event
+                        if request.target.partition(b"?")[0].decode("latin-1") not in self._operations:
+                            break  # nothing here takes a body
+                    elif isinstance(event, h11.Data) and len(body) + len(event.data) <= MAX_BODY_BYTES:
+                        body += event.data
+                    elif isinstance(event, h11.Data):
+                        await self._send(connection, writer, request, _problem(413, f"a body of more than {MAX_BODY_BYTES} octets"))
+                        return
+                    elif isinstance(event, h11.EndOfMessage):
+                        break
                     else:
                         return  # closed before a request
         except h11.RemoteProtocolError as exc:
             await self._send(connection, writer, None, _problem(exc.error_status_hint, "the request is malformed"))
             return
-        await self._send(connection, writer, request, await self._answer(request, writer))
+        if request is not None:
+            await self._send(connection, writer, request, await self._answer(request, body, writer))
 
-    async def _answer(self, request: h11.Request, writer: asyncio.StreamWriter) -> _Answer:
+    async def _answer(self, request: h11.Request, body: bytes, writer: asyncio.StreamWriter) -> _Answer:
         fields: dict[str, str] = {}
         for name, value in request.headers:
             key = name.decode("ascii")
@@ -212,9 +239,12 @@ class AdminServer:
             return _problem(421, "the Host field names neither an address nor a configured name")
         if "origin" in fields or fields.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             return _problem(403, "requests from web pages are not served")
+        path, _, query = request.target.decode("latin-1").partition("?")
+        operation = self._operations.get(path)
+        if operation is not None:
+            return await self._operate(operation, path, request.method.decode("latin-1"), query, body, fields.get("authorization", ""))
         if fields.get("content-length", "0").strip("0") or "transfer-encoding" in fields:
             return _problem(413, "a request body is not accepted")
-        path, _, query = request.target.decode("latin-1").partition("?")
         route = self._routes.get(path)
         if route is None:
             return _problem(404, "there is nothing at this path")
@@ -228,6 +258,32 @@ class AdminServer:
         except Exception:  # a provider failed: the probe gets an answer, the log the reason
             _log.exception("the admin API cannot answer %s", path)
             return _problem(500, "an internal error occurred")
+
+    async def _operate(self, operation: Operation, path: str, method: str, query: str, body: bytes, authorization: str) -> _Answer:
+        if method not in operation.methods:
+            answer = _problem(405, "the method is not allowed here")
+            answer.headers.append(("allow", ", ".join(operation.methods)))
+            return answer
+        if operation.guarded:
+            token = self._token()
+            if not token:
+                return _problem(403, "admin.token_file is not configured: guarded operations are off")
+            scheme, _, given = authorization.partition(" ")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("latin-1"), token):
+                answer = _problem(401, "a bearer token is needed, that of admin.token_file")
+                answer.headers.append(("www-authenticate", "Bearer"))
+                return answer
+        try:
+            parameters = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query), max_num_fields=32))
+            status, value = await operation.handle(AdminRequest(method, parameters, body))
+        except OperationError as exc:
+            return _problem(exc.status, exc.title)
+        except ValueError as exc:
+            return _problem(400, str(exc))
+        except Exception:  # a provider failed: the caller gets an answer, the log the reason
+            _log.exception("the admin API cannot answer %s", path)
+            return _problem(500, "an internal error occurred")
+        return _json(status, value)
 
     async def _send(self, connection: h11.Connection, writer: asyncio.StreamWriter, request: h11.Request | None, answer: _Answer) -> None:
         body = answer.body

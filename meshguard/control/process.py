@@ -7,10 +7,15 @@ import logging
 import signal
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
+from functools import partial
+from pathlib import Path
 
 from meshguard.control.admin import AdminServer, EndpointStatus, ListenerStatus, Providers, Status
-from meshguard.control.inputs import Inputs, load_inputs
+from meshguard.control.bundles import end_break_glass
+from meshguard.control.inputs import Inputs, bundle_settings, load_inputs
 from meshguard.control.memory import release_start_pages
+from meshguard.control.operations import admin_token
+from meshguard.control.quarantine import QuarantineRegister
 from meshguard.control.runtime import Runtime
 from meshguard.control.settings.configuration import Configuration
 from meshguard.control.settings.load import LoadedConfiguration
@@ -18,6 +23,7 @@ from meshguard.control.state_metrics import families
 from meshguard.control.telemetry import Telemetry
 from meshguard.control.tokens import TokenKeys
 from meshguard.model.errors import MeshguardError
+from meshguard.sources.bundles import BundleKeeper, follow
 from meshguard.sources.identity import IdentitySource, IdentityUpdate, first_update
 from meshguard.sources.watch import watch
 from meshguard.telemetry.metrics import Family, Registry
@@ -48,7 +54,12 @@ class _Process:
         self._drained = asyncio.Event()
 
     async def main(self, ready: Callable[[Runtime], None] | None) -> None:
-        inputs = load_inputs(self._load_configuration, self._runtime.keyring)
+        config = self._load_configuration().configuration.bundle
+        bundles = BundleKeeper(bundle_settings(config)) if config is not None else None
+        self._runtime.bundles = bundles
+        if bundles is not None:
+            await bundles.fetch_first()
+        inputs = load_inputs(self._load_configuration, self._runtime.keyring, bundles)
         configuration = inputs.configuration
         telemetry = Telemetry(configuration, self._registry)
         for note in inputs.loaded.notes:
@@ -61,10 +72,16 @@ class _Process:
         updates: AsyncGenerator[IdentityUpdate, None] | None = source.updates() if source is not None else None
         identity = await first_update(updates, _IDENTITY_S) if updates is not None else None
         telemetry.collect(self._families)
-        admin = AdminServer(Providers(self._status, self._registry.families, self._stop_accepting, self._wait_drained))
+        token_file = configuration.admin.token_file
+        token = admin_token(token_file, create=True) if token_file is not None else b""
+        admin = AdminServer(Providers(self._status, self._registry.families, self._stop_accepting, self._wait_drained), token=lambda: token)
+        quarantine = QuarantineRegister(configuration.quarantine.path, runtime.contain)
+        runtime.on_look = quarantine.expire
+        admin.extend("/quarantine", quarantine.operation())
         self._signals()
         try:
             async with asyncio.TaskGroup() as background:
+                quarantine.load()  # before the first listener opens
                 await runtime.start(inputs, identity, tokens.verifier, telemetry, background)
                 telemetry.start()
                 await admin.start(configuration.admin.address.host, configuration.admin.address.port)
@@ -73,6 +90,12 @@ class _Process:
                     background.create_task(self._reload_on_signal()),
                     background.create_task(self._watch_files(inputs)),
                 ]
+                if bundles is not None:
+                    work.append(background.create_task(end_break_glass(runtime)))
+                    if bundles.has_url:
+                        work.append(background.create_task(follow(bundles, partial(runtime.reload, "bundle"))))
+                if configuration.quarantine.path is not None:
+                    work.append(background.create_task(_follow(configuration.quarantine.path, quarantine.reload)))
                 if source is not None and updates is not None:
                     work.append(background.create_task(self._follow_identity(source, updates)))
                 if tokens.verifier is not None:
@@ -179,6 +202,12 @@ class _Process:
             "rules": self._runtime.inputs.policy.rule_count,
             "warnings": state.warnings,
         }
+
+
+async def _follow(path: Path, changed: Callable[[], None]) -> None:
+    async with aclosing(watch((path,), debounce_ms=10, step_ms=5)) as changes:
+        async for _ in changes:
+            changed()
 
 
 def _identity_source(configuration: Configuration, report: Callable[[MeshguardError], None]) -> IdentitySource | None:

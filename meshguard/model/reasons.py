@@ -56,6 +56,8 @@ AMBIGUOUS_AUTHORITY = Reason("ambiguous_authority", 400, 3, "The request authori
 AMBIGUOUS_FIELD = Reason("ambiguous_field", 400, 3, "A header field name has an ambiguous spelling")
 METHOD_NOT_SUPPORTED = Reason("method_not_supported", 405, 12, "The method is not supported by this proxy", closes=True)
 UPGRADE_NOT_SUPPORTED = Reason("upgrade_not_supported", 501, 12, "The protocol upgrade is not supported by this proxy")
+WEBSOCKET_HANDSHAKE = Reason("websocket_handshake", 400, 3, "The WebSocket handshake is malformed")
+WEBSOCKET_DENIED = Reason("websocket_denied", 403, 7, "WebSocket is not allowed here")
 EXPECTATION_FAILED = Reason("expectation_failed", 417, 3, "The expectation cannot be met")
 PLAINTEXT_REFUSED = Reason("plaintext_refused", 400, 16, "Plain HTTP was sent to a TLS listener", closes=True)
 REQUEST_TIMEOUT = Reason("request_timeout", 408, 4, "The request did not arrive in time", closes=True)
@@ -72,6 +74,8 @@ NO_RULE = Reason("no_rule", 403, 7, "No rule allows this request")
 NO_POLICY = Reason("no_policy", 503, 14, "No policy is loaded", _I)
 MISDIRECTED = Reason("misdirected", 421, 5, "This authority is not served here")
 NO_ROUTE = Reason("no_route", 404, 5, "No route matches this request")
+REDIRECTED = Reason("redirected", 308, 9, "This is served over https")
+MOVED = Reason("moved", 301, 9, "This is served over https")
 RATE_LIMITED = Reason("rate_limited", 429, 8, "Too many requests")
 OVERLOADED = Reason("overloaded", 503, 8, "The proxy is overloaded", _I)
 DRAINING = Reason("draining", 503, 14, "The proxy is shutting down", _I, closes=True)
@@ -85,6 +89,11 @@ FIELD_NOT_OPENED = Reason("field_not_opened", 403, 7, "A protected field could n
 KEY_UNAVAILABLE = Reason("key_unavailable", 503, 14, "A key for a protected field is not available", _I)
 RESPONSE_NOT_INSPECTABLE = Reason("response_not_inspectable", 502, 13, "The upstream's response cannot be inspected", _U)
 
+# destinations that the request itself names (outbound)
+DESTINATION_REFUSED = Reason("destination_refused", 403, 7, "This destination may not be called through this proxy")
+TOO_MANY_DESTINATIONS = Reason("too_many_destinations", 503, 8, "Too many destinations are in use", _I)
+LOOP_DETECTED = Reason("loop_detected", 508, 13, "The destination is this proxy itself")
+
 # upstream
 NO_ENDPOINT = Reason("no_endpoint", 503, 14, "No healthy upstream endpoint", _U)
 CONNECT_FAILED = Reason("connect_failed", 502, 14, "The upstream could not be reached", _U)
@@ -93,6 +102,7 @@ UPSTREAM_TLS_FAILED = Reason("upstream_tls_failed", 502, 14, "The upstream could
 UPSTREAM_RESET = Reason("upstream_reset", 502, 14, "The upstream ended the connection early", _U)
 UPSTREAM_TIMEOUT = Reason("upstream_timeout", 504, 4, "The upstream did not answer in time", _U)
 UPSTREAM_MALFORMED = Reason("upstream_malformed", 502, 13, "The upstream's response is malformed", _U)
+UPSTREAM_QUARANTINED = Reason("upstream_quarantined", 503, 14, "The service is quarantined", _U)
 CIRCUIT_OPEN = Reason("circuit_open", 503, 14, "The upstream is overloaded", _U)
 INTERNAL_ERROR = Reason("internal_error", 500, 13, "An internal error occurred", _I, closes=True)
 

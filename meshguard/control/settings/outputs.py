@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
-from meshguard.control.settings.values import ListenAddress, Section, url_of
+from meshguard.control.settings.values import DocumentPath, ListenAddress, Section, url_of
 
-__all__ = ["AdminConfig", "DecisionLogConfig", "TelemetryConfig"]
+__all__ = ["AdminConfig", "DecisionLogConfig", "QuarantineConfig", "TelemetryConfig"]
 
 
 def _log_path(value: object, info: ValidationInfo) -> str:
@@ -44,3 +44,16 @@ class AdminConfig(Section):
     """Health, metrics and state of this process. Reachable from this machine only unless another address is written here."""
 
     address: ListenAddress = Field(default="127.0.0.1:9901", validate_default=True)
+    token_file: DocumentPath | None = Field(
+        default=None,
+        description="File with the bearer token of operations that change or disclose something (quarantine, queries); made with mode 0600"
+        " when it does not exist. Absent: those operations are off.",
+    )
+
+
+class QuarantineConfig(Section):
+    """Identities that are cut out (`meshguard quarantine`)."""
+
+    path: DocumentPath | None = Field(
+        default=None, description="File that keeps the quarantine over restarts, written by meshguard; absent: it ends with the process."
+    )
