@@ -29,7 +29,7 @@ from meshguard.control.settings.load import LoadedConfiguration
 from meshguard.control.telemetry import Telemetry
 from meshguard.control.upstreams import Upstreams
 from meshguard.control.views import listener_view
-from meshguard.fields.transforms import Reader
+from meshguard.fields.views import Reader
 from meshguard.integrity.bundle import BundleError
 from meshguard.model.errors import DocumentError, MeshguardError, Problem
 from meshguard.net.http1_server import Http1Connection

@@ -15,7 +15,7 @@ from typing import Any
 
 from meshguard.fields.compile import RuleSource, compile_fields
 from meshguard.fields.keyset import Keyset
-from meshguard.fields.transforms import Reader, Transform
+from meshguard.fields.transforms import WIRE, Reader, Transform
 from meshguard.model.errors import DocumentError, Problem
 from meshguard.model.record import FieldOperation
 
@@ -77,20 +77,19 @@ class AtRest:
         self._keysets = keysets
         self._nonces = nonces
         self._opener = Reader(frozenset({_OPENER}))
-        self._nobody = Reader(frozenset())
         self.counts: dict[tuple[str, str, str, int], int] = {}
 
     def treat(self, document: bytes, now: float) -> bytes:
         """One JSON document, treated. Raises RequestError: it does not parse, a value does not open, a key is not available."""
         if self._operation == "seal":
-            return self._apply(document, self._nobody, now)
+            return self._apply(document, WIRE, now)
         if self._operation == "open":
             return self._apply(document, self._opener, now)
         opened = self._transform.apply(document, "application/json", self._opener, self._nonces, now)
         if not any(self._is_old(act) for act in opened.operations):
             return document
         self._count(opened.operations)
-        return self._apply(opened.body, self._nobody, now)
+        return self._apply(opened.body, WIRE, now)
 
     def _is_old(self, act: FieldOperation) -> bool:
         if act.operation != "open" or not act.version:

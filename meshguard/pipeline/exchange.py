@@ -121,6 +121,8 @@ class Exchange(ExchangeState):
             if trailers:
                 keep = self.plan is not None and self.plan.keep_trailers and self.peer.table is not None
                 trailers = self.peer.table.view.field_rules.trailers(trailers) if keep and self.peer.table is not None else b""
+                if self._inspection is not None:
+                    trailers = self._inspection.trailers(self, "request", trailers)
             connection.send_end(trailers)
             connection.flush()
 
@@ -135,7 +137,7 @@ class Exchange(ExchangeState):
     def inspection(self, journey: Journey) -> Inspection:
         """The bodies of this exchange, for a route with field rules."""
         if self._inspection is None:
-            self._inspection = Inspection(journey)
+            self._inspection = Inspection(journey, self)
         return self._inspection
 
     def send_continue(self) -> None:
@@ -204,7 +206,7 @@ class Exchange(ExchangeState):
         if self._interims > 16:  # a flood of interim answers keeps every deadline from running out
             self.upstream_failed(UPSTREAM_RESET, "too many interim responses")
             return
-        if head.status != 100:  # `Expect` was answered here
+        if head.status != 100 and (self.plan is None or not self.plan.inspects_response):  # `Expect` was answered here
             door.send_interim(head.status, head.block)
 
     def _switch(self, door: Downstream, head: ResponseHead) -> None:
@@ -250,6 +252,8 @@ class Exchange(ExchangeState):
             connection.finish(reusable)
         if door is not None:
             keep = trailers and self.plan is not None and self.plan.keep_trailers
+            if keep and self._inspection is not None:
+                trailers = self._inspection.trailers(self, "response", trailers)
             self._door = None
             door.send_end(trailers if keep else b"")
             self.finish()

@@ -68,6 +68,12 @@ class RequestFacts:
         return headers
 
     @property
+    def principal(self) -> str | None:
+        """The caller's SPIFFE ID."""
+        principal = self._exchange.principal
+        return principal.spiffe_id if principal is not None else None
+
+    @property
     def claims(self) -> Mapping[str, object] | None:
         """The claims of the verified bearer token; None when there is none. Raises RequestError(TOKEN_INVALID) for a bad one."""
         if not self._looked:

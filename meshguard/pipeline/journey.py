@@ -334,7 +334,7 @@ def decide(journey: Journey, exchange: Exchange) -> object:
 def inspect(journey: Journey, exchange: Exchange) -> object:
     """Field rules: a body that a rule has to read is gathered, bounded, and rewritten before it goes on (F1)."""
     plan = exchange.plan
-    if plan is None or not (plan.inspects_request or plan.inspects_response):
+    if plan is None or plan.fields is None:
         return None
     inspection = exchange.inspection(journey)
     inspection.prepare(exchange)
@@ -371,7 +371,8 @@ def forward(journey: Journey, exchange: Exchange) -> object:
     exchange.most = plan.attempts
     if head.expect and not plan.inspects_request:
         exchange.send_continue()
-    exchange.forward(verdict, cluster, b"%b%b%b%b%b\r\n" % (plan.line, block, lines, exchange.trace_lines, framing))
+    line = plan.line if exchange.line is None else exchange.line
+    exchange.forward(verdict, cluster, b"%b%b%b%b%b\r\n" % (line, block, lines, exchange.trace_lines, framing))
     return None
 
 

@@ -151,7 +151,8 @@ class Table:
         if not found:
             plan.refusal = NO_ROUTE
             return plan
-        plan.fields = snapshot.fields.plan(method, target.path, target.readings) if snapshot.fields is not None else None
+        if snapshot.fields is not None:
+            plan.fields = snapshot.fields.plan(method, target.path, target.readings, host, self.view.outbound)
         line = b"%b %b HTTP/1.1\r\n" % (method.encode("ascii"), _sent_target(target))
         if sent_authority:
             line += b"host: %b\r\n" % sent_authority
@@ -191,7 +192,7 @@ class Table:
         fields = plan.fields
         if fields is not None:
             plan.inspects_request = fields.request is not None
-            plan.inspects_response = fields.response is not None
+            plan.inspects_response = fields.response is not None or fields.response_head is not None
 
     def _redirect(self, plan: Plan, redirect: Redirect, target: bytes) -> None:
         if not plan.host:

@@ -59,6 +59,7 @@ class ExchangeState(Call):
         "head",
         "issuer",
         "judged",
+        "line",
         "lines",
         "number",
         "operations",
@@ -121,6 +122,7 @@ class ExchangeState(Call):
         self.client = ""  # its address where a trusted proxy told it; see `client_address`
         self.lines = b""  # what the upstream is told of the client, where it is not the peer's own
         self.block: bytes | None = None  # the field block to send where it is not the head's own
+        self.line: bytes | None = None  # request line and Host to send where they are not the plan's
         self.request_length = NO_BODY if head is None else head.length  # of the body as it goes to the upstream
         self.parent_id = b""
         self.span_id = b""  # derived off the path (telemetry.span_ids)
