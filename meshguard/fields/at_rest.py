@@ -5,7 +5,7 @@
     rewrap   what is sealed under an older version is sealed anew under the primary one; a document without such a value stays as it is
 
 A rule keeps what binds its values (id, keyset, audience, tenant, record) and where it looks (`select`); routes, readers and content types
-concern messages only. Who may run this is decided by who has the keys.
+concern messages only. Rules without a keyset (mask, remove) are left out. Who may run this is decided by who has the keys.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ __all__ = ["OPERATIONS", "AtRest", "rules_at_rest"]
 OPERATIONS = ("seal", "open", "rewrap")
 _PATH = "/at-rest"
 _OPENER = "at-rest"
+_KEYED = ("encrypt", "seal", "deterministic", "tokenise", "hash")
 _OF_MESSAGES = ("paths", "methods", "hosts", "side", "on", "content_types", "readers", "others", "form", "headers", "query", "protobuf")
 
 
@@ -35,15 +36,16 @@ class _Source:
 
 
 def rules_at_rest(documents: Sequence[RuleSource], keysets: Mapping[str, Keyset], ids: Collection[str] = (), tenant: str = "") -> Transform:
-    """The rules named `ids` (none: all that select in JSON) as one transform for documents at rest. `tenant` stands in for a tenant that
-    a rule takes from its caller. Raises DocumentError."""
+    """The rules named `ids` (none: all with a keyset that select in JSON) as one transform for documents at rest. `tenant` stands in for
+    a tenant that a rule takes from its caller. Raises DocumentError."""
     sources = []
     known: set[str] = set()
     for source in documents:
         kept = []
         for values in source.value.fields:
             known.add(str(values.get("id")))
-            if values.get("id") in ids if ids else "select" in values:
+            keyed = "select" in values and any(name in values for name in _KEYED)
+            if keyed and (not ids or values.get("id") in ids):
                 kept.append(_at_rest(values, tenant))
         sources.append(_Source(source.file, kept))
     missing = sorted(set(ids) - known)
@@ -62,7 +64,7 @@ def _at_rest(values: Mapping[str, Any], tenant: str) -> dict[str, Any]:
     kept = {key: value for key, value in values.items() if key not in _OF_MESSAGES}
     if tenant and kept.get("tenant") is not None and not isinstance(kept["tenant"], str):
         kept["tenant"] = tenant
-    return kept | {"paths": [_PATH], "on": "request", "readers": {_OPENER: "open"}, "others": "ciphertext"}
+    return kept | {"paths": [_PATH], "on": "request", "readers": {_OPENER: "open"}}
 
 
 class AtRest:
