@@ -190,7 +190,7 @@ def sealed_version(body: bytes) -> int:
 @both
 def test_no_failed_read_while_two_nodes_rotate(node: Callable[..., Node], store: Store, service: Local | Bao) -> None:
     """Two processes on one keyset, one reads what the other has sealed, while the keyset is rotated twice (F4)."""
-    one, two = node(settle_s=0.4), node(name="two", settle_s=0.4)
+    one, two = node(settle_s=2.5), node(name="two", settle_s=2.5)
     one.cli("create", "orders-pii")
     assert CARD not in one.proxy.config_path.read_text()
     with one.proxy, two.proxy:
@@ -216,8 +216,8 @@ def test_no_failed_read_while_two_nodes_rotate(node: Callable[..., Node], store:
         try:
             for version in (2, 3):
                 one.cli("rotate", "orders-pii")
-                eventually(lambda v=version: v in versions, f"values under version {version}")
-                eventually(lambda v=version: two.keys()["seals_with"] == v, f"version {version} on the other node")
+                eventually(lambda v=version: v in versions, f"values under version {version}", 15)
+                eventually(lambda v=version: two.keys()["seals_with"] == v, f"version {version} on the other node", 15)
         finally:
             stop.set()
             thread.join(30)
