@@ -7,8 +7,6 @@
     ciphertext          protected              as it is                       as it is
     nothing             taken out              taken out                      taken out
 
-    `ciphertext` seals a value anew that an older version has sealed, where the keyset `renews`.
-
 null stays null unless the rule says `seal_null`. Values are raw JSON text here, whatever the format they stand in (`text` converts).
 """
 
@@ -74,7 +72,7 @@ class Work:
         form = protection.form_of(raw)
         plain = form is Form.PLAIN
         if kind not in ("open", "mask", "token"):
-            if form is Form.SEALED and protection.envelope.renews:
+            if form is Form.SEALED and kind == "ciphertext" and protection.envelope.renews:
                 renewed = protection.envelope.renewed(raw, self._nonce)
                 if renewed is not None:
                     self.changed = True
