@@ -54,7 +54,8 @@ async def rotate_wrapped(path: Path, kek: Kek, now: float, settle_s: float, *, o
         if max((key.version for key in record.keys), default=0) != version - 1:
             raise KeysetError(f"{path}: another rotation was faster")
         # counted from when the others can see it, not from when the provider was asked
-        activates = now + (monotonic() - started + settle_s if record.primary is not None else 0.0)
+        waits = settle_s > 0 and record.primary is not None
+        activates = now + monotonic() - started + settle_s if waits else float(int(now))
         fresh = KeyRecord(version, KeyState.PRIMARY, now, None, wrapped, activates)
         older = tuple(key.with_state(KeyState.ENABLED) if key.state is KeyState.PRIMARY else key for key in record.keys)
         return replace(record, keys=(*older, fresh))
