@@ -77,7 +77,9 @@ def test_a_request_means_what_it_means_in_http1(fields: Fields, method: bytes, e
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from([b"server", b"set-cookie", b"content-length", b"alt-svc", b"x-meshguard-y", b"x_y", b"trailer"]), _VALUES),
+        st.tuples(
+            st.sampled_from([b"server", b"set-cookie", b"content-length", b"alt-svc", b"x-meshguard-y", b"x_y", b"trailer"]), _VALUES
+        ),
         max_size=6,
     ),
     st.sampled_from([100, 103, 200, 204, 206, 304, 404, 599]),
