@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from time import time
@@ -34,8 +34,10 @@ if TYPE_CHECKING:
 
 _STREAMS = 1000
 """Requests under way on one HTTP/2 connection to an upstream, at most: the upstream's own limit is the usual bound."""
+_FRAMES = 10_000
+"""Resets, and control frames, that an upstream may send in a burst and a second: it is chosen by configuration, not a stranger."""
 
-__all__ = ["Upstreams", "client_tls", "cluster_settings"]
+__all__ = ["ALPN", "Upstreams", "client_tls", "cluster_settings", "peer_verifier"]
 
 
 def cluster_settings(config: ClusterConfig) -> ClusterSettings:
@@ -43,7 +45,7 @@ def cluster_settings(config: ClusterConfig) -> ClusterSettings:
     health = config.health
     return ClusterSettings(
         endpoints=tuple(str(endpoint) for endpoint in config.endpoints),
-        resolve=config.resolve,
+        resolve=config.resolve if config.endpoints else "dns",
         refresh_s=config.refresh_s,
         balance=config.balance,
         health=None
@@ -66,7 +68,7 @@ def cluster_settings(config: ClusterConfig) -> ClusterSettings:
     )
 
 
-_ALPN = {"auto": ("h2", "http/1.1"), "h2": ("h2",), "http/1.1": ("http/1.1",)}
+ALPN = {"auto": ("h2", "http/1.1"), "h2": ("h2",), "http/1.1": ("http/1.1",)}
 
 
 def client_tls(
@@ -79,22 +81,26 @@ def client_tls(
     own = material if (config.use_svid if config.use_svid is not None else bool(patterns)) else None
     if not patterns:
         anchors = _certificates(config.ca) if config.ca is not None else None
-        return ClientTls(build_client_context(own, anchors, server_name=True, alpn=_ALPN[protocol]), config.server_name, None)
+        return ClientTls(build_client_context(own, anchors, server_name=True, alpn=ALPN[protocol]), config.server_name, None)
     if trust is None:
         raise IdentityError("tls_context", "a SPIFFE ID of an upstream can only be checked with an own identity and its bundles")
-    matches = principal_matcher(patterns)
-    store = trust
+    context = build_client_context(own, trust.anchors(), alpn=ALPN[protocol])
+    return ClientTls(context, None, peer_verifier(principal_matcher(patterns), trust))
+
+
+def peer_verifier(matches: Callable[[str], bool], trust: TrustStore) -> Callable[[Channel], float]:
+    """Judges the server at the other end of a channel by `trust`; its SPIFFE ID has to match."""
 
     def verify(channel: Channel) -> float:
         """INVARIANT: stands in for the host name check and is never skipped (security.md 3)."""
         tls = channel.tls
         chain = peer_chain(tls) if tls is not None else ()
-        principal = store.verify(chain, time())
+        principal = trust.verify(chain, time())
         if not matches(principal.spiffe_id):
             raise IdentityError("unexpected_peer", f"the upstream is {principal.spiffe_id}")
         return principal.not_after
 
-    return ClientTls(build_client_context(own, trust.anchors(), alpn=_ALPN[protocol]), None, verify)
+    return verify
 
 
 def _certificates(path: Path) -> list[bytes]:
@@ -111,14 +117,20 @@ class Upstreams:
         self._connectors: dict[str, Connector] = {}
         self._tls: dict[str, ClusterTls | None] = {}
         self.limits = WireLimits()
-        self.http2_limits = Http2Limits(streams=_STREAMS)
+        self.http2_limits = Http2Limits(streams=_STREAMS, reset_burst=_FRAMES, reset_per_s=_FRAMES, control_burst=_FRAMES, control_per_s=_FRAMES)
+
+    def new_connector(self, config: ClusterConfig, tls: ClientTls | None) -> Connector:
+        """For one cluster, or one destination of a dynamic one."""
+        return Connector(lambda: ResponseParser(self.limits), tls, config.protocol, partial(new_client, self.http2_limits))
 
     def prepare(
         self, configs: Mapping[str, ClusterConfig], material: Material | None, trust: TrustStore | None
     ) -> dict[str, tuple[ClusterSettings, ClientTls | None]]:
         """Everything of a change that can fail, done before anything is changed. Raises ValueError, IdentityError, OSError."""
         return {
-            name: (cluster_settings(config), client_tls(config.tls, material, trust, config.protocol)) for name, config in configs.items()
+            name: (cluster_settings(config), client_tls(config.tls, material, trust, config.protocol))
+            for name, config in configs.items()
+            if config.endpoints
         }
 
     def apply(
@@ -128,9 +140,7 @@ class Upstreams:
         for name, (settings, tls) in prepared.items():
             cluster = self.clusters.get(name)
             if cluster is None:
-                connector = Connector(
-                    lambda: ResponseParser(self.limits), tls, configs[name].protocol, partial(new_client, self.http2_limits)
-                )
+                connector = self.new_connector(configs[name], tls)
                 cluster = Cluster(name, settings, connector.connect, opener=connector.open_stream)
                 connector.cluster = cluster
                 self.clusters[name] = cluster

@@ -75,6 +75,8 @@ NO_RULE = Reason("no_rule", 403, 7, "No rule allows this request")
 NO_POLICY = Reason("no_policy", 503, 14, "No policy is loaded", _I)
 MISDIRECTED = Reason("misdirected", 421, 5, "This authority is not served here")
 NO_ROUTE = Reason("no_route", 404, 5, "No route matches this request")
+REDIRECTED = Reason("redirected", 308, 9, "This is served over https")
+MOVED = Reason("moved", 301, 9, "This is served over https")
 RATE_LIMITED = Reason("rate_limited", 429, 8, "Too many requests")
 OVERLOADED = Reason("overloaded", 503, 8, "The proxy is overloaded", _I)
 DRAINING = Reason("draining", 503, 14, "The proxy is shutting down", _I, closes=True)
@@ -85,8 +87,14 @@ BODY_INVALID = Reason("body_invalid", 400, 3, "The body is not a valid document 
 BODY_OVER_LIMIT = Reason("body_over_limit", 413, 8, "The body is too large to be inspected", closes=True)
 INSPECTION_OVERLOADED = Reason("inspection_overloaded", 503, 8, "Too many bodies are being inspected", _I)
 FIELD_NOT_OPENED = Reason("field_not_opened", 403, 7, "A protected field could not be opened")
+TENANT_UNKNOWN = Reason("tenant_unknown", 403, 7, "The tenant of a protected field is not known")
 KEY_UNAVAILABLE = Reason("key_unavailable", 503, 14, "A key for a protected field is not available", _I)
 RESPONSE_NOT_INSPECTABLE = Reason("response_not_inspectable", 502, 13, "The upstream's response cannot be inspected", _U)
+
+# destinations that the request itself names (outbound)
+DESTINATION_REFUSED = Reason("destination_refused", 403, 7, "This destination may not be called through this proxy")
+TOO_MANY_DESTINATIONS = Reason("too_many_destinations", 503, 8, "Too many destinations are in use", _I)
+LOOP_DETECTED = Reason("loop_detected", 508, 13, "The destination is this proxy itself")
 
 # upstream
 NO_ENDPOINT = Reason("no_endpoint", 503, 14, "No healthy upstream endpoint", _U)

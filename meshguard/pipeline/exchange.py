@@ -121,7 +121,7 @@ class Exchange(ExchangeState):
 
     def request_data(self, data: bytes) -> None:
         self.request_bytes += len(data)
-        limit = self.peer.limits.body_bytes
+        limit = self.plan.body_bytes if self.plan is not None else self.peer.limits.body_bytes
         if limit and self.request_bytes > limit:
             self.refuse(BODY_TOO_LARGE)
             return
@@ -141,6 +141,8 @@ class Exchange(ExchangeState):
             if trailers:
                 keep = self.plan is not None and (self.plan.keep_trailers or self.grpc_end is not None) and self.peer.table is not None
                 trailers = self.peer.table.view.field_rules.trailers(trailers) if keep and self.peer.table is not None else b""
+                if self._inspection is not None:
+                    trailers = self._inspection.trailers(self, "request", trailers)
             connection.send_end(trailers)
             connection.flush()
 
@@ -159,7 +161,7 @@ class Exchange(ExchangeState):
     def inspection(self, journey: Journey) -> Inspection:
         """The bodies of this exchange, for a route with field rules."""
         if self._inspection is None:
-            self._inspection = Inspection(journey)
+            self._inspection = Inspection(journey, self)
         return self._inspection
 
     def send_continue(self) -> None:
@@ -233,7 +235,7 @@ class Exchange(ExchangeState):
         if self._interims > 16:  # a flood of interim answers keeps every deadline from running out
             self.upstream_failed(UPSTREAM_RESET, "too many interim responses")
             return
-        if head.status != 100:  # `Expect` was answered here
+        if head.status != 100 and (self.plan is None or not self.plan.inspects_response):  # `Expect` was answered here
             door.send_interim(head.status, head.block)
 
     def _switch(self, door: Downstream, head: ResponseHead) -> None:
@@ -278,9 +280,11 @@ class Exchange(ExchangeState):
         if connection is not None:
             connection.finish(reusable)
         if door is not None:
-            keep = trailers and self.plan is not None and self.plan.keep_trailers
+            keep = trailers and (self.grpc_end is not None or (self.plan is not None and self.plan.keep_trailers))
+            if keep and self._inspection is not None:
+                trailers = self._inspection.trailers(self, "response", trailers)
             if self.grpc_end is not None and trailers:
-                self.grpc_end = keep = trailers
+                self.grpc_end = trailers
             self._door = None
             door.send_end(trailers if keep else b"")
             self.finish()
@@ -317,7 +321,9 @@ class Exchange(ExchangeState):
         else:
             block, body = problem_response(reason, self.decision_id, self._retry_after_s(reason))
         self.response_bytes = len(body)
-        door.send_refusal(reason, block, body)
+        if self.plan is not None and reason is self.plan.answer:
+            block += self.plan.location
+        door.send_refusal(reason, block + self.peer.answer_lines, body)
         self.finish()
         door.exchange_over(self._request_complete)
 

@@ -51,6 +51,7 @@ class ExchangeState(Call):
         "aborted",
         "answered",
         "block",
+        "client",
         "client_span_id",
         "deadline",
         "detail",
@@ -58,7 +59,10 @@ class ExchangeState(Call):
         "forwarded",
         "grpc_end",
         "head",
+        "issuer",
         "judged",
+        "line",
+        "lines",
         "number",
         "operations",
         "parent_id",
@@ -82,8 +86,9 @@ class ExchangeState(Call):
     )
 
     def __init__(self, journey: Journey, door: Downstream, peer: Peer, head: RequestHead | None, number: int) -> None:
-        self.excluded = _NOTHING  # the three of Call, set here: a call of super().__init__ costs 60 ns
+        self.excluded = _NOTHING  # the four of Call, set here: a call of super().__init__ costs 60 ns
         self.attempts = 0
+        self.most = None
         self.ticket = None
         self._journey = journey
         self._door: Downstream | None = door
@@ -117,7 +122,10 @@ class ExchangeState(Call):
         self.aborted = ""
         self.trace_id = b""
         self.trace_lines = b""
+        self.client = ""  # its address where a trusted proxy told it; see `client_address`
+        self.lines = b""  # what the upstream is told of the client, where it is not the peer's own
         self.block: bytes | None = None  # the field block to send where it is not the head's own
+        self.line: bytes | None = None  # request line and Host to send where they are not the plan's
         self.request_length = NO_BODY if head is None else head.length  # of the body as it goes to the upstream
         self.parent_id = b""
         self.span_id = b""  # derived off the path (telemetry.span_ids)
@@ -128,6 +136,12 @@ class ExchangeState(Call):
         self.operations: Sequence[FieldOperation] = ()
         self.subject = ""
         self.websocket: WebSocket | None = None  # what was asked for, and what became of it
+        self.issuer = ""
+
+    @property
+    def client_address(self) -> str:
+        """Of the client as far as trusted proxies tell: for the record, rate limits and whoever else asks."""
+        return self.client or self.peer.client_address
 
     @property
     def decision_id(self) -> str:

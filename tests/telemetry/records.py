@@ -25,7 +25,17 @@ BILLING = Principal(
 class Peer:
     """Facts of a connection."""
 
-    __slots__ = ("client_address", "client_port", "listener", "local_address", "local_port", "principal", "protocol", "tls_version")
+    __slots__ = (
+        "client_address",
+        "client_port",
+        "listener",
+        "local_address",
+        "local_port",
+        "outbound",
+        "principal",
+        "protocol",
+        "tls_version",
+    )
 
     def __init__(
         self,
@@ -38,7 +48,9 @@ class Peer:
         tls_version: str = "TLSv1.3",
         local_address: str = "10.9.9.9",
         local_port: int = 8443,
+        outbound: bool = False,
     ) -> None:
+        self.outbound = outbound
         self.listener = listener
         self.client_address = client_address
         self.client_port = client_port
@@ -112,6 +124,7 @@ class Record:
         "forwarded",
         "grpc_end",
         "head",
+        "issuer",
         "number",
         "operations",
         "parent_id",
@@ -160,6 +173,7 @@ class Record:
         operations: Sequence[FieldOperation] = (),
         subject: str = "",
         websocket: WebSocketFacts | None = None,
+        issuer: str = "",
         grpc_end: bytes | None = None,
     ) -> None:
         self.grpc_end = grpc_end
@@ -189,6 +203,11 @@ class Record:
         self.operations = operations
         self.subject = subject
         self.websocket = websocket
+        self.issuer = issuer
+
+    @property
+    def client_address(self) -> str:
+        return self.peer.client_address
 
     @property
     def decision_id(self) -> str:
