@@ -229,7 +229,10 @@ class Exchange(ExchangeState):
 
     def _interim(self, door: Downstream, head: ResponseHead) -> None:
         if head.status == 101:
-            self._switch(door, head)
+            if self.websocket is not None and self._connection is not None:
+                self.websocket.open(self, door, self._connection, head)
+            else:
+                self.upstream_failed(UPSTREAM_RESET, "switching protocols was not asked for")
             return
         self._interims += 1
         if self._interims > 16:  # a flood of interim answers keeps every deadline from running out
@@ -237,13 +240,6 @@ class Exchange(ExchangeState):
             return
         if head.status != 100 and (self.plan is None or not self.plan.inspects_response):  # `Expect` was answered here
             door.send_interim(head.status, head.block)
-
-    def _switch(self, door: Downstream, head: ResponseHead) -> None:
-        websocket, connection = self.websocket, self._connection
-        if websocket is None or connection is None:
-            self.upstream_failed(UPSTREAM_RESET, "switching protocols was not asked for")
-            return
-        websocket.open(self, door, connection, head)
 
     def tunnel_over(self, tunnel: Tunnel, aborted: str, detail: str) -> None:
         """The tunnel that this exchange became has ended (`net.tunnel.TunnelOwner`)."""

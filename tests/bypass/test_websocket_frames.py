@@ -1,4 +1,4 @@
-"""Frames that break the rules, from either side: none of it reaches the other side, the offender gets the right code (RFC 6455 section 7.4)."""
+"""Frames that break the rules, from either side: none of it passes, the offender gets the right code (RFC 6455 section 7.4)."""
 
 from __future__ import annotations
 
