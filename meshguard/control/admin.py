@@ -5,6 +5,7 @@
     GET  /metrics     Prometheus text 0.0.4, or OpenMetrics where it is asked for
     GET  /version     meshguard's and Python's version
     GET  /snapshot    digest, revision and time of the policy in force
+    POST /restart     from loopback only: a new process takes over without a failed request (rolling restart, as by SIGUSR2)
     POST /drain       from loopback only: stop taking new work; ?wait=SECONDS answers when it is done, or after that time
 
 It is kept boring: one request a connection, no body, a deadline for each step, a bound on connections. What is unknown is 404, another
@@ -20,10 +21,13 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import os
 import platform
+import socket
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import h11
 import orjson
@@ -33,7 +37,7 @@ from meshguard.telemetry.metrics import Family
 from meshguard.telemetry.prometheus import content_type, render
 from meshguard.telemetry.redaction import Redactor
 
-__all__ = ["AdminServer", "EndpointStatus", "ListenerStatus", "Providers", "Status"]
+__all__ = ["AdminServer", "EndpointStatus", "ListenerStatus", "Providers", "Status", "WorkersStatus"]
 
 _log = logging.getLogger(__name__)
 
@@ -67,6 +71,20 @@ class EndpointStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkersStatus:
+    """The processes behind one port. `each` is told to callers on this machine."""
+
+    configured: int
+    serving: int
+    each: tuple[Mapping[str, object], ...] = ()
+
+    def told(self, detail: bool) -> dict[str, object]:
+        """As JSON values."""
+        counts: dict[str, object] = {"configured": self.configured, "serving": self.serving}
+        return counts | {"each": list(self.each)} if detail else counts
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """The state of the process at one moment. Times are epoch seconds; `identity_not_after` None: it has no identity of its own."""
 
@@ -80,6 +98,7 @@ class Status:
     clusters: Mapping[str, tuple[EndpointStatus, ...]] = field(default_factory=dict)
     draining: bool = False
     active: int = 0  # requests in progress
+    workers: WorkersStatus | None = None  # where many processes serve
 
     def not_ready(self, now: float) -> list[str]:
         """Why no traffic should be sent here; empty when it should.
@@ -95,6 +114,8 @@ class Status:
         reasons.extend(f"listener_down:{listener.name}" for listener in self.listeners if not listener.listening)
         if self.draining:
             reasons.append("draining")
+        if self.workers is not None and not self.workers.serving:
+            reasons.append("no_worker_serves")
         return reasons
 
 
@@ -103,12 +124,15 @@ class Providers:
     """What the admin API shows and does.
 
     `families` is asked at each scrape. `start_drain` must be harmless when called again; `drained` waits until no request is left.
+    `refresh` gathers what `status` and `families` then tell; `restart` begins a rolling restart.
     """
 
     status: Callable[[], Status]
     families: Callable[[], Iterable[Family]]
     start_drain: Callable[[], None]
     drained: Callable[[], Awaitable[None]]
+    refresh: Callable[[], Awaitable[None]] | None = None
+    restart: Callable[[], None] | None = None
 
 
 class _Answer:
@@ -144,13 +168,26 @@ class AdminServer:
             "/version": (_GET, self._version),
             "/snapshot": (_GET, self._snapshot),
             "/drain": (("POST",), self._drain),
+            "/restart": (("POST",), self._restart),
         }
 
-    async def start(self, host: str = "127.0.0.1", port: int = 9901) -> tuple[str, int]:
-        """Listen. Returns the address in use (port 0 takes a free one). Raises OSError when it cannot be bound."""
-        self._server = await asyncio.start_server(self._serve, host, port, limit=MAX_HEAD_BYTES, backlog=MAX_CONNECTIONS)
+    async def start(self, host: str = "127.0.0.1", port: int = 9901, given: socket.socket | None = None) -> tuple[str, int]:
+        """Listen, on the socket that another process has `given` or by binding. Returns the address in use (port 0 takes a free one).
+        Raises OSError when it cannot be bound."""
+        place: dict[str, Any] = {"host": host, "port": port} if given is None else {"sock": given}
+        self._server = await asyncio.start_server(self._serve, **place, limit=MAX_HEAD_BYTES, backlog=MAX_CONNECTIONS)
         name = self._server.sockets[0].getsockname()
         return str(name[0]), int(name[1])
+
+    @property
+    def descriptor(self) -> int:
+        """Of the listening socket, for a process that takes over; -1 when there is none."""
+        return self._server.sockets[0].fileno() if self._server is not None and self._server.sockets else -1
+
+    def stop_listening(self) -> None:
+        """Another process answers from now on; what was asked here is still answered."""
+        if self._server is not None:
+            self._server.close()
 
     async def close(self) -> None:
         """Stop listening and end open connections."""
@@ -264,10 +301,15 @@ class AdminServer:
             return False
         return True
 
+    async def _refresh(self) -> None:
+        if self._providers.refresh is not None:
+            await self._providers.refresh()
+
     async def _healthz(self, request: h11.Request, query: str, loopback: bool) -> _Answer:
         return _json(200, {"status": "ok"})
 
     async def _readyz(self, request: h11.Request, query: str, loopback: bool) -> _Answer:
+        await self._refresh()
         status = self._providers.status()
         now = self._now()
         reasons = status.not_ready(now)
@@ -292,9 +334,13 @@ class AdminServer:
             }
             told["draining"] = status.draining
             told["active"] = status.active
+            told["pid"] = os.getpid()
+        if status.workers is not None:
+            told["workers"] = status.workers.told(loopback)
         return _json(503 if reasons else 200, told)
 
     async def _metrics(self, request: h11.Request, query: str, loopback: bool) -> _Answer:
+        await self._refresh()
         accept = b",".join(value for name, value in request.headers if name == b"accept").decode("latin-1")
         media_type = content_type(accept)
         return _Answer(200, render(self._providers.families(), media_type), media_type)
@@ -306,6 +352,15 @@ class AdminServer:
 
     async def _snapshot(self, request: h11.Request, query: str, loopback: bool) -> _Answer:
         return _json(200, self._policy(self._providers.status()))
+
+    async def _restart(self, request: h11.Request, query: str, loopback: bool) -> _Answer:
+        if not loopback:
+            return _problem(403, "a restart can be asked for on this machine only")
+        if self._providers.restart is None:
+            return _problem(501, "this process cannot replace itself")
+        _log.info("a rolling restart was asked for over the admin API")
+        self._providers.restart()
+        return _json(202, {"restarting": True, "pid": os.getpid()})
 
     async def _drain(self, request: h11.Request, query: str, loopback: bool) -> _Answer:
         if not loopback:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
 from contextlib import aclosing
 
 from meshguard.control.admin import AdminServer, EndpointStatus, ListenerStatus, Providers, Status
+from meshguard.control.handover import GENTLE_S, Estate, Inheritance, SuccessorFailed, start_successor
 from meshguard.control.inputs import Inputs, load_inputs
 from meshguard.control.memory import release_start_pages
 from meshguard.control.runtime import Runtime
@@ -20,9 +22,11 @@ from meshguard.control.tokens import TokenKeys
 from meshguard.model.errors import MeshguardError
 from meshguard.sources.identity import IdentitySource, IdentityUpdate, first_update
 from meshguard.sources.watch import watch
+from meshguard.telemetry.logs import LineHandler
 from meshguard.telemetry.metrics import Family, Registry
+from meshguard.telemetry.write_lock import new_lock_file
 
-__all__ = ["run"]
+__all__ = ["Process", "run"]
 
 log = logging.getLogger(__name__)
 
@@ -30,48 +34,68 @@ _IDENTITY_S = 30.0
 _IDENTITY_RETRY_S = 5.0
 
 
-def run(load_configuration: Callable[[], LoadedConfiguration], registry: Registry, ready: Callable[[Runtime], None] | None = None) -> None:
-    """Runs the proxy until SIGTERM or SIGINT. `ready` is called once traffic is served. Raises MeshguardError, OSError at the start."""
+def run(
+    load_configuration: Callable[[], LoadedConfiguration],
+    registry: Registry,
+    ready: Callable[[Runtime], None] | None = None,
+    inheritance: Inheritance | None = None,
+    handler: LineHandler | None = None,
+) -> None:
+    """Runs the proxy until SIGTERM or SIGINT. `ready` is called once traffic is served; `inheritance` is what an earlier process hands
+    over; `handler` is that of the log. Raises MeshguardError, OSError at the start."""
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_Process(load_configuration, registry).main(ready))
+        runner.run(Process(load_configuration, registry, inheritance, handler).main(ready))
 
 
-class _Process:
-    def __init__(self, load_configuration: Callable[[], LoadedConfiguration], registry: Registry) -> None:
+class Process:
+    """One process that serves alone. A worker (`control.workers.worker`) differs in the methods under "alone, or one of many"."""
+
+    def __init__(
+        self,
+        load_configuration: Callable[[], LoadedConfiguration],
+        registry: Registry,
+        inheritance: Inheritance | None = None,
+        handler: LineHandler | None = None,
+    ) -> None:
         self._load_configuration = load_configuration
         self._registry = registry
+        self._inheritance = inheritance or Inheritance()
+        self._handler = handler
         self._runtime = Runtime(load_configuration)
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
+        self._restart = asyncio.Event()
         self._drained = asyncio.Event()
+        self._gentle_s = 0.0
+        self._telemetry: Telemetry | None = None
+        self._admin: AdminServer | None = None
+        self._restart_failures = registry.counter(
+            "meshguard.restart.failures", "Rolling restarts whose new process did not become ready", "{restart}"
+        ).labels()
 
     async def main(self, ready: Callable[[Runtime], None] | None) -> None:
-        inputs = load_inputs(self._load_configuration)
+        inputs = self._first_inputs()
         configuration = inputs.configuration
-        telemetry = Telemetry(configuration, self._registry)
-        for note in inputs.loaded.notes:
-            log.warning(note)
+        self._telemetry = telemetry = Telemetry(configuration, self._registry)
+        self._share_logs()
         runtime = self._runtime
+        runtime.given = self._inheritance.sockets
         tokens = TokenKeys(configuration.jwt)
         await tokens.load()
         source = _identity_source(configuration, runtime.report_identity_problem)
         updates: AsyncGenerator[IdentityUpdate, None] | None = source.updates() if source is not None else None
         identity = await first_update(updates, _IDENTITY_S) if updates is not None else None
         telemetry.collect(self._families)
-        admin = AdminServer(Providers(self._status, self._registry.families, self._stop_accepting, self._wait_drained))
         self._signals()
         try:
             async with asyncio.TaskGroup() as background:
                 await runtime.start(inputs, identity, tokens.verifier, telemetry, background)
                 telemetry.start()
-                await admin.start(configuration.admin.address.host, configuration.admin.address.port)
-                work = [
-                    background.create_task(runtime.watch()),
-                    background.create_task(self._reload_on_signal()),
-                    background.create_task(self._watch_files(inputs)),
-                ]
+                await self._open(configuration)
+                self._inheritance.discard()
+                work = [background.create_task(runtime.watch()), *(background.create_task(part) for part in self._parts(inputs))]
                 if source is not None and updates is not None:
                     work.append(background.create_task(self._follow_identity(source, updates)))
                 if tokens.verifier is not None:
@@ -80,15 +104,50 @@ class _Process:
                 log.info("serving", extra={"data": self._summary(configuration)})
                 if ready is not None:
                     ready(runtime)
+                self._inheritance.tell_ready()
                 await self._stop.wait()
-                log.info("draining", extra={"data": {"grace_s": configuration.drain_s}})
-                await runtime.drain(runtime.inputs.configuration.drain_s)
+                grace_s = self._grace_s()
+                log.info("draining", extra={"data": {"grace_s": grace_s}})
+                await runtime.drain(grace_s, gentle_s=self._gentle_s)
                 self._drained.set()
+                await self._last_word()
                 for task in work:
                     task.cancel()
         finally:
-            await admin.close()
+            await self._close()
             telemetry.close()
+
+    # -- alone, or one of many --------------------------------------------------------------------------------------------
+
+    def _first_inputs(self) -> Inputs:
+        inputs = load_inputs(self._load_configuration)
+        for note in inputs.loaded.notes:
+            log.warning(note)
+        return inputs
+
+    def _parts(self, inputs: Inputs) -> list[Coroutine[None, None, None]]:
+        """What runs beside the traffic."""
+        return [self._reload_on_signal(), self._watch_files(inputs), self._restart_on_signal()]
+
+    async def _open(self, configuration: Configuration) -> None:
+        """The way in for whoever operates this process."""
+        providers = Providers(self._status, self._registry.families, self._stop_accepting, self._wait_drained, restart=self._restart.set)
+        self._admin = AdminServer(providers)
+        address = configuration.admin.address
+        await self._admin.start(address.host, address.port, self._inheritance.admin)
+
+    async def _close(self) -> None:
+        if self._admin is not None:
+            await self._admin.close()
+
+    async def _changed(self, why: str) -> None:
+        await self._runtime.reload(why)
+
+    def _grace_s(self) -> float:
+        return self._runtime.inputs.configuration.drain_s
+
+    async def _last_word(self) -> None:
+        """After the drain."""
 
     # -- what may happen meanwhile --------------------------------------------------------------------------------------
 
@@ -97,13 +156,51 @@ class _Process:
         loop.add_signal_handler(signal.SIGHUP, self._reload.set)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGUSR2, self._restart.set)
 
     async def _reload_on_signal(self) -> None:
         while True:
             await self._reload.wait()
             self._reload.clear()
             self._runtime.telemetry.reopen()
-            await self._runtime.reload("signal")
+            await self._changed("signal")
+
+    async def _restart_on_signal(self) -> None:
+        """A rolling restart: another process, out of the installation as it is now, takes over; this one finishes what it has."""
+        while True:
+            await self._restart.wait()
+            self._restart.clear()
+            log.info("a new process is being started")
+            try:
+                if os.getpid() == 1:
+                    raise SuccessorFailed("this is process 1, whose end ends the container: replace the container")
+                pid = await start_successor(self._estate(), self._runtime.inputs.configuration.restart_s)
+            except (MeshguardError, OSError) as exc:
+                self._restart_failures.value += 1
+                log.error("RESTART FAILED: the new process does not serve, this one goes on", extra={"data": {"error": str(exc)}})
+                continue
+            log.info("the new process serves", extra={"data": {"pid": pid}})
+            self._gentle_s = GENTLE_S
+            if self._admin is not None:
+                self._admin.stop_listening()
+            self._stop.set()
+
+    def _estate(self) -> Estate:
+        shared = self._inheritance.shared
+        for name in ("log", "decisions"):
+            if name not in shared:
+                shared[name] = new_lock_file(name)
+        self._share_logs()
+        configured = self._runtime.inputs.configuration.listeners
+        sockets = {str(configured[name].address): listener.descriptors for name, listener in self._runtime.listeners.items()}
+        return Estate(sockets, self._admin.descriptor if self._admin is not None else -1, shared)
+
+    def _share_logs(self) -> None:
+        shared = self._inheritance.shared
+        if "decisions" in shared and self._telemetry is not None:
+            self._telemetry.share(shared["decisions"])
+        if "log" in shared and self._handler is not None:
+            self._handler.share(shared["log"])
 
     async def _watch_files(self, inputs: Inputs) -> None:
         """Documents, policies and keysets; what is watched follows the configuration."""
@@ -111,7 +208,7 @@ class _Process:
         while True:
             async with aclosing(watch(files)) as changes:
                 async for _ in changes:
-                    await self._runtime.reload("files changed")
+                    await self._changed("files changed")
                     if self._runtime.inputs.files != files:
                         files = self._runtime.inputs.files
                         break

@@ -74,6 +74,10 @@ class Telemetry:
         """After a rotation of the log file."""
         self._writer.reopen()
 
+    def share(self, descriptor: int) -> None:
+        """Other processes write to the same decision log: lines must not mix."""
+        self._writer.share(descriptor)
+
     def close(self) -> None:
         """Hands on everything that is pending, bounded in time."""
         self.observer.close()

@@ -1,0 +1,109 @@
+"""What the supervisor tells: the admin port, with the states and the metrics of all workers put together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from socket import socket
+from typing import Any
+
+from meshguard.control.admin import AdminServer, Providers, Status, WorkersStatus
+from meshguard.control.workers.merge import Totals, families_of, merged
+from meshguard.control.workers.messages import Report, Reported
+from meshguard.control.workers.slot import Slot
+from meshguard.control.workers.status_json import status_of, together
+from meshguard.telemetry.metrics import Family, Kind, Registry
+
+__all__ = ["View"]
+
+_REPORT_S = 2.0
+"""For a report; who does not answer in time is shown as of the last one."""
+
+
+class View:
+    """See the module. `draining` and `reload_error` are the supervisor's own."""
+
+    def __init__(self, slots: Sequence[Slot], registry: Registry) -> None:
+        self._slots = slots
+        self._registry = registry
+        self._totals = Totals()
+        self._digest = ""
+        self._since = 0.0
+        self._reloaded = 0
+        self._admin: AdminServer | None = None
+        self.draining = False
+        self.reload_error = ""
+        registry.collect(self._own)
+
+    async def open(self, address: str, given: socket | None, stop: asyncio.Event, drained: asyncio.Event, restart: asyncio.Event) -> None:
+        """Opens the admin port. Raises OSError."""
+
+        async def wait_drained() -> None:
+            await drained.wait()
+
+        providers = Providers(self.status, self.families, stop.set, wait_drained, refresh=self.refresh, restart=restart.set)
+        self._admin = AdminServer(providers)
+        host, _, port = address.rpartition(":")
+        await self._admin.start(host.strip("[]"), int(port), given)
+
+    @property
+    def descriptor(self) -> int:
+        return self._admin.descriptor if self._admin is not None else -1
+
+    def stop_listening(self) -> None:
+        if self._admin is not None:
+            self._admin.stop_listening()
+
+    async def close(self) -> None:
+        if self._admin is not None:
+            await self._admin.close()
+
+    def in_force(self, digest: str, since: float) -> None:
+        """Another state is in force."""
+        self._digest, self._since = digest, since
+        self._reloaded += 1
+        self.reload_error = ""
+
+    async def refresh(self) -> None:
+        """Asks all workers."""
+        living = [slot for slot in self._slots if slot.state in ("serving", "draining")]
+        answers = await asyncio.gather(*(slot.ask(Report(families=True), timeout_s=_REPORT_S) for slot in living))
+        for slot, answer in zip(living, answers, strict=True):
+            if isinstance(answer, Reported) and not slot.gone.is_set():
+                slot.status = status_of(answer.status)
+                slot.policy_digest = slot.status.policy_digest
+                slot.families = families_of(answer.families)
+
+    def drained(self, slot: Slot, families: list[Any]) -> None:
+        """The last word of a worker."""
+        slot.families = families_of(families)
+
+    def departed(self, slot: Slot) -> None:
+        """A worker is gone; what it had counted, as far as it was told, stays in the sums."""
+        self._totals.depart(slot.families)
+        slot.families = []
+
+    def families(self) -> list[Family]:
+        """Of all workers and the supervisor."""
+        parts = {str(slot.number): slot.families for slot in self._slots}
+        return merged({"supervisor": self._registry.families(), **parts}, self._totals.families)
+
+    def status(self) -> Status:
+        """Of the whole."""
+        serving = [slot for slot in self._slots if slot.state == "serving"]
+        told = [slot.status for slot in self._slots if slot.status is not None and slot.state in ("serving", "draining")]
+        return replace(
+            together(told),
+            policy_digest=self._digest,
+            policy_revision=self._reloaded,
+            policy_since=self._since,
+            reload_error=self.reload_error,
+            draining=self.draining,
+            workers=WorkersStatus(len(self._slots), len(serving), tuple(slot.told() for slot in self._slots)),
+        )
+
+    def _own(self) -> Iterator[Family]:
+        serving = sum(slot.state == "serving" for slot in self._slots)
+        yield Family("meshguard.workers", Kind.UP_DOWN, "Configured workers", "{worker}", (), [((), len(self._slots))])
+        yield Family("meshguard.workers.serving", Kind.UP_DOWN, "Workers that serve", "{worker}", (), [((), serving)])
