@@ -62,7 +62,10 @@ class Message:
 
 @dataclass(slots=True)
 class Load(Message):
-    """Read and check all documents anew. Answer: Loaded or Refused. `Commit` or `Abort` follows, unless it is the first."""
+    """Read and check all documents anew. Answer: Loaded or Refused. `Commit` or `Abort` follows, unless it is the first: that is what
+    workers are made of at once, if it is what `in_force` says (the fingerprint of what others enforce already; empty: nothing)."""
+
+    in_force: str = ""
 
 
 @dataclass(slots=True)

@@ -84,6 +84,7 @@ class Supervisor:
         self._drained = asyncio.Event()
         self._gentle_s = 0.0
         self._watcher: Slot | None = None
+        self._former: set[int] = set()  # workers that have ended
         self._shared = dict(inheritance.shared)
         for name in ("log", "decisions"):
             self._shared.setdefault(name, new_lock_file(name))
@@ -152,6 +153,15 @@ class Supervisor:
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._ask_reload, "signal")
         loop.add_signal_handler(signal.SIGUSR2, self._restart.set)
+        loop.add_signal_handler(signal.SIGCHLD, self._reap)
+
+    def _reap(self) -> None:
+        """Workers are the template's children. Should it end before them, and this be process 1, they have become ours."""
+        for pid in list(self._former):
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+                continue
+            self._former.discard(pid)
 
     def _ask_reload(self, why: str) -> None:
         if not self._reload.is_set() or why == "signal":
@@ -190,7 +200,7 @@ class Supervisor:
                     self._template_process.poll()
                 await self._start_template()
                 try:
-                    answer = await self._ask_template(Load(), LOAD_S)
+                    answer = await self._ask_template(Load(self._loaded_now.fingerprint), LOAD_S)
                 except (TimeoutError, LinkClosed):
                     answer = Refused("it ended", False)
                 if isinstance(answer, Loaded):
@@ -249,6 +259,8 @@ class Supervisor:
     def _worker_lost(self, slot: Slot) -> None:
         self.view.departed(slot)
         slot.lost()
+        self._former.add(slot.pid)
+        self._reap()
 
     async def _keep(self, slot: Slot) -> None:
         """Keeps a worker in this slot."""
@@ -260,6 +272,8 @@ class Supervisor:
             if slot.state == "serving":
                 await self._welcome(slot)
             await slot.gone.wait()
+            if self._stop.is_set():
+                return
             lived_s = slot.lived_s
             delay = slot.backoff.after(lived_s)
             slot.restarts += 1
@@ -275,6 +289,8 @@ class Supervisor:
 
     async def _try(self, slot: Slot) -> None:
         async with self._changing:
+            if self._stop.is_set():
+                return
             try:
                 await self._start_slot(slot)
             except (MeshguardError, OSError) as exc:

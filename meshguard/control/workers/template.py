@@ -111,7 +111,7 @@ class _Template:
     def _answer(self, frame: Frame) -> None:
         message = frame.message
         if isinstance(message, Load):
-            self._say(self._load(), frame.id)
+            self._say(self._load(message), frame.id)
         elif isinstance(message, Commit):
             if self._next is not None:
                 self._good, self._next = self._next, None
@@ -123,7 +123,7 @@ class _Template:
         elif isinstance(message, Fork):
             self._fork(message, frame)
 
-    def _load(self) -> Message:
+    def _load(self, message: Load) -> Message:
         try:
             fresh = load_settled(self._load_configuration)
             if self._good is not None:
@@ -135,7 +135,7 @@ class _Template:
                 log.exception("documents could not be loaded")
             return Refused(str(exc), expected)
         inputs, fingerprint = fresh
-        if self._good is None:
+        if self._good is None and message.in_force in ("", fingerprint):
             self._good = fresh
             for note in inputs.loaded.notes:
                 log.warning(note)
