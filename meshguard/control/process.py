@@ -82,6 +82,8 @@ class Process:
         self._share_logs()
         runtime = self._runtime
         runtime.given = self._inheritance.sockets
+        if "limits" in self._inheritance.shared:
+            runtime.rate_limits.share(self._inheritance.shared["limits"])
         tokens = TokenKeys(configuration.jwt)
         await tokens.load()
         source = _identity_source(configuration, runtime.report_identity_problem)
@@ -191,6 +193,10 @@ class Process:
             if name not in shared:
                 shared[name] = new_lock_file(name)
         self._share_logs()
+        limits = self._runtime.rate_limits
+        if limits.descriptor >= 0:
+            shared["limits"] = limits.descriptor
+            limits.share(limits.descriptor)
         configured = self._runtime.inputs.configuration.listeners
         sockets = {str(configured[name].address): listener.descriptors for name, listener in self._runtime.listeners.items()}
         return Estate(sockets, self._admin.descriptor if self._admin is not None else -1, shared)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from meshguard.control.change import Change, State
 from meshguard.control.inputs import Inputs, load_inputs
 from meshguard.control.judgements import connection_limit, own_principal, refuse_restart_only, server_context, still_trusted
+from meshguard.control.rate_limits import RateLimits
 from meshguard.control.settings.listeners import ListenerConfig
 from meshguard.control.settings.load import LoadedConfiguration
 from meshguard.control.telemetry import Telemetry
@@ -77,6 +78,7 @@ class Runtime:
         self._leaving: list[tuple[Journey, Listener[Http1Connection]]] = []
         self._collected_at = float("-inf")
         self._not_renewable: set[str] = set()
+        self.rate_limits = RateLimits()
         self.given: dict[str, list[socket.socket]] = {}  # sockets from another process, by address: taken instead of binding
 
     # -- start ----------------------------------------------------------------------------------------------------------
@@ -174,6 +176,8 @@ class Runtime:
         material = identity.material if identity is not None else None
         own_id = material.spiffe_id if material is not None else ""
         views = {name: listener_view(name, config) for name, config in configuration.listeners.items()}
+        for name, config in configuration.listeners.items():
+            views[name].limiter = self.rate_limits.limiter(config, self.telemetry.registry)
         contexts = {name: server_context(config, identity, trust) for name, config in configuration.listeners.items()}
         prepared = self.upstreams.prepare(configuration.clusters, material, trust)
         sampling = Sampling(configuration.telemetry.sample)

@@ -165,7 +165,8 @@ class Exchange(ExchangeState):
         self.response_bytes = len(body)
         self._connection = self._door = None
         connection.finish(True)
-        door.send_whole(head.status, head.block if plan.response_operations is None else plan.response_operations.apply(head.block), body)
+        block = head.block if plan.response_operations is None else plan.response_operations.apply(head.block)
+        door.send_whole(head.status, block + self.limit_lines if self.limit_lines else block, body)
         self.finish()
         door.exchange_over(True)
 
@@ -192,6 +193,8 @@ class Exchange(ExchangeState):
         door = self._door
         if door is not None:
             self._response_sent = True
+            if self.limit_lines:
+                block += self.limit_lines
             door.send_head(status, block, head.length if length is None else length, head.specials)
 
     def _interim(self, door: Downstream, head: ResponseHead) -> None:
@@ -260,6 +263,8 @@ class Exchange(ExchangeState):
             return
         self.status = reason.status
         block, body = problem_response(reason, self.decision_id)
+        if self.limit_lines:
+            block += self.limit_lines
         self.response_bytes = len(body)
         door.send_refusal(reason, block, body)
         self.finish()

@@ -19,6 +19,7 @@ from meshguard.wire.target import STRICT, PathOptions, Target, canonicalise
 if TYPE_CHECKING:
     from meshguard.fields.compile import RoutePlan
     from meshguard.net.cluster.cluster import Cluster
+    from meshguard.pipeline.rate_limits import Limits
     from meshguard.pipeline.snapshot import ListenerView, Snapshot
     from meshguard.policy.decision import Binding, Conditional
 
@@ -51,6 +52,7 @@ class Plan:
         "path",
         "policy_revision",
         "query",
+        "rate_limits",
         "readings",
         "refusal",
         "request_operations",
@@ -89,6 +91,7 @@ class Plan:
         self.response_s = 15.0
         self.total_s = 0.0
         self.line = b""
+        self.rate_limits: Limits | None = None
 
 
 class Table:
@@ -120,6 +123,7 @@ class Table:
         target, options = self._canonical(raw, host, method, principal)
         plan = Plan(method, host, target, snapshot.revision)
         plan.outlook = self.binding.outlook(method, target.path, target.readings, host, local_port)
+        plan.rate_limits = self.view.limiter.of("") if self.view.limiter is not None else None
         if routes.serves is not None and not routes.serves(host):
             plan.refusal = MISDIRECTED
             return plan
@@ -149,6 +153,7 @@ class Table:
 
     def _follow(self, plan: Plan, route: Route, template: str) -> None:
         plan.route = route.id
+        plan.rate_limits = self.view.limiter.of(route.id) if self.view.limiter is not None else None
         plan.template = template or getattr(plan.outlook, "template", "")
         plan.cluster = route.cluster
         plan.cluster_object = cluster = self.snapshot.clusters[route.cluster]

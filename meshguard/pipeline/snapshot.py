@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from meshguard.identity.trust import TrustStore
     from meshguard.net.cluster.cluster import Cluster
     from meshguard.pipeline.plan import Table
+    from meshguard.pipeline.rate_limits import Limiter
     from meshguard.pipeline.tokens import TokenVerifier
     from meshguard.policy.compiled import CompiledPolicy
     from meshguard.wire.trace_context import Sampling
@@ -44,6 +45,7 @@ class ListenerView:
     shed_share: float = 0.95  # from here requests are refused
     configured: object = None  # the settings this view came from: equal ones change nothing for open connections
     trusts: Callable[[str], bool] | None = None
+    limiter: Limiter | None = None
     tables: dict[str, Table] = field(default_factory=dict)
 
 

@@ -56,6 +56,7 @@ class ExchangeState(Call):
         "forwarded",
         "head",
         "judged",
+        "limit_lines",
         "number",
         "operations",
         "parent_id",
@@ -118,6 +119,7 @@ class ExchangeState(Call):
         self.span_id = b""  # derived off the path (telemetry.span_ids)
         self.client_span_id = b""
         self.sampled = False
+        self.limit_lines = b""  # what the client is told of rate limits
         self.operations: Sequence[FieldOperation] = ()
         self.subject = ""
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from meshguard.control.settings.limits import LimitsConfig
+from meshguard.control.settings.rate_limits import RateLimitConfig
 from meshguard.control.settings.values import (
     AuthorityPattern,
     ClusterName,
@@ -106,5 +107,6 @@ class ListenerConfig(Section):
     )
     underscores: Literal["refuse", "drop", "allow"] = Field(default="refuse", description="Header names with `_`.")
     limits: LimitsConfig = Field(default={}, validate_default=True)
+    rate_limits: list[RateLimitConfig] = Field(default=[], max_length=32, description="Every one that applies must be passed.")
     certificate: DocumentPath | None = Field(default=None, description="Server certificate for `tls: server`; absent: the own SVID.")
     key: DocumentPath | None = None

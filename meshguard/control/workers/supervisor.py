@@ -86,7 +86,7 @@ class Supervisor:
         self._watcher: Slot | None = None
         self._former: set[int] = set()  # workers that have ended
         self._shared = dict(inheritance.shared)
-        for name in ("log", "decisions"):
+        for name in ("log", "decisions", "limits"):  # files in memory, laid out by whoever uses them
             self._shared.setdefault(name, new_lock_file(name))
         self.view = View(self._slots, registry)
         self._reloads = registry.counter("meshguard.reload.done", "Changes that were taken over", "{change}").labels()
