@@ -2,7 +2,7 @@
 
 Two moments. *After the decision*, as a rule: a request that the policy denies takes nothing from the bucket of those that it allows.
 *Before the decision* where a limit says so: for what denials cost, such as tokens that somebody guesses (a signature is the most
-expensive thing that a stranger can make this proxy work out). Such a limit is keyed on what is known without work: address, identity, route.
+expensive thing that a stranger can make this proxy work out). It is keyed on what is known without work: address, identity, route.
 
 A request has to pass every limit; when one refuses, what the others took is given back. A limit in shadow mode takes and counts like any
 other and refuses nothing.
