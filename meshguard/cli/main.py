@@ -27,6 +27,7 @@ COMMANDS: tuple[tuple[str, str], ...] = (
     ("identity", "make a development CA and identities, inspect certificates"),
     ("keys", "make, show and rotate keysets of protected fields"),
     ("demo", "a guided tour: two workloads, a policy, a protected field"),
+    ("top", "live requests, rates, latencies and decisions of one instance"),
     ("version", "print the version"),
 )
 """Every subcommand with its line of help, in the order of a user's first day."""

@@ -5,6 +5,8 @@
     GET  /metrics     Prometheus text 0.0.4, or OpenMetrics where it is asked for
     GET  /version     meshguard's and Python's version
     GET  /snapshot    digest, revision and time of the policy in force
+    GET  /stats       from loopback only: counts and latencies by route and caller, clusters, workers (`meshguard top`)
+    GET  /requests    from loopback only: the oldest open requests, at most 100
     POST /restart     from loopback only: a new process takes over without a failed request (rolling restart, as by SIGUSR2)
     POST /drain       from loopback only: stop taking new work; ?wait=SECONDS answers when it is done, or after that time
 
@@ -124,7 +126,7 @@ class Providers:
     """What the admin API shows and does.
 
     `families` is asked at each scrape. `start_drain` must be harmless when called again; `drained` waits until no request is left.
-    `refresh` gathers what `status` and `families` then tell; `restart` begins a rolling restart.
+    `refresh` gathers what `status` and `families` then tell; `restart` begins a rolling restart; `stats` and `requests` are `control.live`.
     """
 
     status: Callable[[], Status]
@@ -133,6 +135,8 @@ class Providers:
     drained: Callable[[], Awaitable[None]]
     refresh: Callable[[], Awaitable[None]] | None = None
     restart: Callable[[], None] | None = None
+    stats: Callable[[], Awaitable[dict[str, Any]]] | None = None
+    requests: Callable[[], Awaitable[list[dict[str, Any]]]] | None = None
 
 
 class _Answer:
@@ -167,6 +171,8 @@ class AdminServer:
             "/metrics": (_GET, self._metrics),
             "/version": (_GET, self._version),
             "/snapshot": (_GET, self._snapshot),
+            "/stats": (_GET, self._stats),
+            "/requests": (_GET, self._requests),
             "/drain": (("POST",), self._drain),
             "/restart": (("POST",), self._restart),
         }
@@ -352,6 +358,21 @@ class AdminServer:
 
     async def _snapshot(self, request: h11.Request, query: str, loopback: bool) -> _Answer:
         return _json(200, self._policy(self._providers.status()))
+
+    async def _stats(self, request: h11.Request, query: str, loopback: bool) -> _Answer:
+        if not loopback or self._providers.stats is None:
+            return _problem(403, "callers and routes are told on this machine only")
+        stats = await self._providers.stats()
+        status = self._providers.status()
+        stats |= {"schema": "meshguard.stats/1", "time": self._now(), "pid": os.getpid(), "version": __version__}
+        stats |= {"policy": self._policy(status), "ready": not status.not_ready(self._now()), "identity": status.identity}
+        stats["workers"] = status.workers.told(True) if status.workers is not None else None
+        return _json(200, stats)
+
+    async def _requests(self, request: h11.Request, query: str, loopback: bool) -> _Answer:
+        if not loopback or self._providers.requests is None:
+            return _problem(403, "requests are told on this machine only")
+        return _json(200, {"schema": "meshguard.requests/1", "requests": await self._providers.requests()})
 
     async def _restart(self, request: h11.Request, query: str, loopback: bool) -> _Answer:
         if not loopback:

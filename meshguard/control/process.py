@@ -8,10 +8,13 @@ import os
 import signal
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
 from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
 
 from meshguard.control.admin import AdminServer, EndpointStatus, ListenerStatus, Providers, Status
 from meshguard.control.handover import GENTLE_S, Estate, Inheritance, SuccessorFailed, start_successor
 from meshguard.control.inputs import Inputs, load_inputs
+from meshguard.control.live import live_requests, live_stats
 from meshguard.control.memory import release_start_pages
 from meshguard.control.runtime import Runtime
 from meshguard.control.settings.configuration import Configuration
@@ -134,6 +137,7 @@ class Process:
     async def _open(self, configuration: Configuration) -> None:
         """The way in for whoever operates this process."""
         providers = Providers(self._status, self._registry.families, self._stop_accepting, self._wait_drained, restart=self._restart.set)
+        providers = replace(providers, stats=self._live_stats, requests=self._live_requests)
         self._admin = AdminServer(providers)
         address = configuration.admin.address
         await self._admin.start(address.host, address.port, self._inheritance.admin)
@@ -236,6 +240,13 @@ class Process:
 
     def _stop_accepting(self) -> None:
         self._stop.set()
+
+    async def _live_stats(self) -> dict[str, Any]:
+        self._runtime.telemetry.observer.flush()
+        return live_stats(self._runtime)
+
+    async def _live_requests(self) -> list[dict[str, Any]]:
+        return live_requests(self._runtime)
 
     # -- what is told ---------------------------------------------------------------------------------------------------
 

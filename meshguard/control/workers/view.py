@@ -9,6 +9,7 @@ from socket import socket
 from typing import Any
 
 from meshguard.control.admin import AdminServer, Providers, Status, WorkersStatus
+from meshguard.control.live import oldest, summed
 from meshguard.control.workers.merge import Totals, families_of, merged
 from meshguard.control.workers.messages import Report, Reported
 from meshguard.control.workers.slot import Slot
@@ -42,7 +43,16 @@ class View:
         async def wait_drained() -> None:
             await drained.wait()
 
-        providers = Providers(self.status, self.families, stop.set, wait_drained, refresh=self.refresh, restart=restart.set)
+        providers = Providers(
+            self.status,
+            self.families,
+            stop.set,
+            wait_drained,
+            refresh=self.refresh,
+            restart=restart.set,
+            stats=self._stats,
+            requests=self._requests,
+        )
         self._admin = AdminServer(providers)
         host, _, port = address.rpartition(":")
         await self._admin.start(host.strip("[]"), int(port), given)
@@ -67,13 +77,26 @@ class View:
 
     async def refresh(self) -> None:
         """Asks all workers."""
+        for slot, answer in await self._ask(Report(families=True)):
+            slot.families = families_of(answer.families)
+
+    async def _stats(self) -> dict[str, Any]:
+        return summed(answer.stats for _, answer in await self._ask(Report(stats=True)))
+
+    async def _requests(self) -> list[dict[str, Any]]:
+        told = await self._ask(Report(requests=True))
+        return oldest({**request, "worker": slot.number} for slot, answer in told for request in answer.requests)
+
+    async def _ask(self, report: Report) -> list[tuple[Slot, Reported]]:
         living = [slot for slot in self._slots if slot.state in ("serving", "draining")]
-        answers = await asyncio.gather(*(slot.ask(Report(families=True), timeout_s=_REPORT_S) for slot in living))
+        answers = await asyncio.gather(*(slot.ask(report, timeout_s=_REPORT_S) for slot in living))
+        told = []
         for slot, answer in zip(living, answers, strict=True):
             if isinstance(answer, Reported) and not slot.gone.is_set():
                 slot.status = status_of(answer.status)
                 slot.policy_digest = slot.status.policy_digest
-                slot.families = families_of(answer.families)
+                told.append((slot, answer))
+        return told
 
     def drained(self, slot: Slot, families: list[Any]) -> None:
         """The last word of a worker."""

@@ -19,6 +19,7 @@ from typing import Any
 from meshguard.control.change import Change
 from meshguard.control.handover import Inheritance
 from meshguard.control.inputs import Inputs
+from meshguard.control.live import live_requests, live_stats
 from meshguard.control.process import Process
 from meshguard.control.settings.configuration import Configuration
 from meshguard.control.settings.load import LoadedConfiguration
@@ -236,7 +237,14 @@ class Worker(Process):
             self._held = None
 
     def _report(self, message: Report) -> Message:
-        return Reported(status_json.plain(self._status()), self._families_told() if message.families else [])
+        if message.stats and self._telemetry is not None:
+            self._telemetry.observer.flush()
+        return Reported(
+            status_json.plain(self._status()),
+            self._families_told() if message.families else [],
+            live_stats(self._runtime) if message.stats else {},
+            live_requests(self._runtime) if message.requests else [],
+        )
 
     def _families_told(self) -> list[Any]:
         if self._telemetry is not None:
