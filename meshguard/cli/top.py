@@ -39,7 +39,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     where.add_argument("--admin", metavar="HOST:PORT", default="127.0.0.1:9901", help="address of the admin API (default: %(default)s)")
     where.add_argument("--config", metavar="FILE", help="take the address from this configuration")
     parser.add_argument(
-        "--interval", type=_seconds, default=None, metavar="S", help="seconds between two pictures (default: 2; with --once: 1)"
+        "--interval", type=_seconds, default=None, metavar="S", help="between two pictures (default: 2; with --once: 1)"
     )
     parser.add_argument("--once", action="store_true", help="print one picture and end")
     parser.add_argument("--json", action="store_true", help="print JSON, one object for each picture")

@@ -80,7 +80,8 @@ def _head(shown: Mapping[str, Any]) -> list[str]:
     digest = (policy.get("digest") or "none").removeprefix("sha256:")[:12]
     listeners = shown["listeners"].values()
     head = [
-        f"meshguard {shown['version']}  pid {shown['pid']}  {state}  policy {digest} (revision {policy.get('revision')})  {shown['identity']}",
+        f"meshguard {shown['version']}  pid {shown['pid']}  {state}  policy {digest} (revision {policy.get('revision')})"
+        f"  {shown['identity']}",
         f"requests {total['per_s']:.1f}/s  allow {total['allow_per_s']:.1f}  deny {total['deny_per_s']:.1f}  refuse"
         f" {total['refuse_per_s']:.1f}  error {total['error_per_s']:.1f}  p50 {_time(total['p50_s'])}  p99 {_time(total['p99_s'])}"
         f"  open {sum(each['active'] for each in listeners)}  connections {sum(each['connections'] for each in listeners)}",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ import yaml
 from tests.harness.client import RawClient, get
 from tests.harness.load import Load
 from tests.harness.mesh import Mesh
-from tests.harness.proxy import Proxy, eventually
+from tests.harness.proxy import ROOT, Proxy, eventually
+from tests.harness.upstream import Exchange
 
 ALLOW = {"rules": [{"id": "all", "allow": "anyone", "paths": ["/**"]}]}
 ALLOW_B = {"rules": [{"id": "other", "allow": "anyone", "paths": ["/**"]}, {"id": "no-b", "deny": "anyone", "paths": ["/b"]}]}
@@ -257,6 +260,48 @@ def test_lines_of_the_decision_log_never_mix(proxy: Proxy) -> None:
     broken = [line for line in lines if line and not _whole(line)]
     assert len(lines) > 600
     assert len(broken) <= 1, broken[:2]
+
+
+def test_top_shows_what_happens(proxy: Proxy, mesh: Mesh) -> None:
+    """`meshguard top --once`, as text and as JSON, over both workers; a request that hangs is shown while it is open."""
+    leave = mesh.upstream.event()
+
+    async def slow(exchange: Exchange) -> None:
+        await exchange.read()
+        await leave.wait()
+        await exchange.answer(200, b"done")
+
+    with (
+        mesh.upstream.on("/hang", slow),
+        RawClient(proxy.address("inbound"), mesh.client("billing")) as hanging,
+        Load(proxy.address("plain"), kept=1, fresh=1),
+    ):
+        mark = mesh.upstream.mark()
+        hanging.send(get("/hang?secret=value"), expect="GET")
+        mesh.upstream.wait(lambda: any(seen.path == "/hang" for seen in mesh.upstream.requests[mark[0] :]), "the request")
+        shown = orjson.loads(run_top(proxy, "--json"))
+        assert shown["total"]["allow_per_s"] > 0
+        (route,) = [row for row in shown["routes"] if row["listener"] == "plain"]
+        assert route["per_s"] > 0
+        assert 0 < route["p50_s"] <= route["p99_s"] < 60
+        assert [row["caller"] for row in shown["callers"]] == ["(nobody)"]
+        assert shown["workers"]["serving"] == WORKERS
+        assert shown["clusters"]["app"]["endpoints"] == {f"127.0.0.1:{mesh.upstream.port}": True}
+        (open_,) = [request for request in shown["requests"] if request["path"] == "/hang"]
+        assert open_["state"] == "waiting"
+        assert open_["caller"].endswith("/billing")
+        text = run_top(proxy).decode()
+        assert "secret" not in text + orjson.dumps(shown).decode()
+        for word in ("plain/plain", "(nobody)", "workers 2 of 2", "/hang", "app", "policy "):
+            assert word in text
+        assert "\x1b" not in text
+        leave.set()
+        assert hanging.response().status == 200
+
+
+def run_top(proxy: Proxy, *options: str) -> bytes:
+    command = [sys.executable, "-m", "meshguard", "top", "--admin", f"127.0.0.1:{proxy.admin_port}", "--once", "--interval", "0.5"]
+    return subprocess.run([*command, *options], cwd=ROOT, capture_output=True, check=True, timeout=30).stdout
 
 
 def _whole(line: bytes) -> bool:

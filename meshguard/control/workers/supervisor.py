@@ -38,6 +38,7 @@ from meshguard.control.workers.messages import (
     Refused,
     Release,
     Reopen,
+    Report,
     Watch,
 )
 from meshguard.control.workers.reloading import LOAD_S, reload_all
@@ -59,6 +60,9 @@ _FORK_S = 60.0
 _START_S = 60.0
 _COMMAND_S = 10.0
 _END_S = 5.0
+_HEARTBEAT_S = 5.0
+_STUCK_S = 20.0
+"""A worker that says nothing for so long serves nobody either."""
 _REFUSE_AFTER_S = 1.0
 """Without any worker, and the next try farther away than this, connections are refused."""
 _TEMPLATE_RETRY_S = (1.0, 30.0)
@@ -271,7 +275,7 @@ class Supervisor:
                 await self._wait_ready(slot)
             if slot.state == "serving":
                 await self._welcome(slot)
-            await slot.gone.wait()
+            await self._until_gone(slot)
             if self._stop.is_set():
                 return
             lived_s = slot.lived_s
@@ -286,6 +290,19 @@ class Supervisor:
             if delay:
                 await asyncio.sleep(delay)
             await self._try(slot)
+
+    async def _until_gone(self, slot: Slot) -> None:
+        """Waits for the end of the worker, and makes one where it answers nothing any more (a stopped or a spinning process)."""
+        while True:
+            try:
+                async with asyncio.timeout(_HEARTBEAT_S):
+                    await slot.gone.wait()
+                return
+            except TimeoutError:
+                answer = await slot.ask(Report(), timeout_s=_STUCK_S)
+                if isinstance(answer, Refused) and slot.state == "serving":
+                    log.error("a worker does not answer and is killed", extra={"data": {"worker": slot.number, "pid": slot.pid}})
+                    slot.kill()
 
     async def _try(self, slot: Slot) -> None:
         async with self._changing:
