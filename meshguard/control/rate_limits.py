@@ -31,7 +31,7 @@ class RateLimits:
         self.descriptor = descriptor
         self._shared = True
         if self._table is not None:
-            self._table.shared = True
+            self._table.share()
 
     def limiter(self, config: ListenerConfig, registry: Registry) -> Limiter | None:
         """The limiter of a listener; None where nothing is limited. Raises OSError."""

@@ -68,7 +68,14 @@ class LimitTable:
         finally:
             fcntl.flock(self._file, fcntl.LOCK_UN)
         self._secret = bytes(self._memory[8:40])
-        self.shared = shared
+        self._shared = shared
+        self._regions: dict[str, Region] = {}
+
+    def share(self) -> None:
+        """From now on another process uses the table too."""
+        self._shared = True
+        for region in self._regions.values():
+            region.shared = True
 
     def region(self, name: str) -> Region:
         """The region of the limit `name`: the one it had, or one that nobody has used for the longest time. Raises OSError."""
@@ -87,7 +94,11 @@ class LimitTable:
         finally:
             fcntl.flock(self._file, fcntl.LOCK_UN)
         start = (_START + (entry - _DIRECTORY) // 2 * _REGION_BYTES) // 8
-        return Region(self, self._words[start : start + KEYS], self._times[start + KEYS : start + 2 * KEYS], self._secret)
+        known = self._regions.get(name)
+        if known is None or known.entry != entry:
+            tags, times = self._words[start : start + KEYS], self._times[start + KEYS : start + 2 * KEYS]
+            known = self._regions[name] = Region(entry, self.mutexes, tags, times, self._secret, self._shared)
+        return known
 
 
 class Handle:
@@ -104,13 +115,14 @@ class Handle:
 class Region:
     """The slots of one limit. `crowded` counts newcomers that had to inherit a debt: more keys are alive than are remembered."""
 
-    __slots__ = ("_mutexes", "_secret", "_table", "_tags", "_times", "_try_lock", "_unlock", "crowded")
+    __slots__ = ("_mutexes", "_secret", "_tags", "_times", "_try_lock", "_unlock", "crowded", "entry", "shared")
 
-    def __init__(self, table: LimitTable, tags: memoryview[int], times: memoryview[float], secret: bytes) -> None:
-        self._table = table
-        self._mutexes = table.mutexes
-        self._try_lock = table.mutexes.try_lock
-        self._unlock = table.mutexes.unlock
+    def __init__(self, entry: int, mutexes: Mutexes, tags: memoryview[int], times: memoryview[float], secret: bytes, shared: bool) -> None:
+        self.entry = entry
+        self.shared = shared
+        self._mutexes = mutexes
+        self._try_lock = mutexes.try_lock
+        self._unlock = mutexes.unlock
         self._tags = tags
         self._times = times
         self._secret = secret
@@ -127,7 +139,7 @@ class Region:
         `capacity` seconds. The room that is left, in seconds; or, where there is none, minus the seconds until there is, and then
         nothing is taken."""
         mutex = 0
-        if self._table.shared:
+        if self.shared:
             mutex = handle.mutex
             code = self._try_lock(mutex)
             if code:
@@ -154,7 +166,7 @@ class Region:
     def give_back(self, handle: Handle, interval: float) -> None:
         """The request is not served after all."""
         mutex = 0
-        if self._table.shared:
+        if self.shared:
             mutex = handle.mutex
             code = self._try_lock(mutex)
             if code:

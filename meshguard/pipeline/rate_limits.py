@@ -36,6 +36,9 @@ Part = Callable[["Exchange", RequestFacts | None], str]
 _KEPT = 4096
 """Keys of a limit whose place is remembered in this process; then the memo starts anew (callers choose the keys)."""
 _KEPT_LENGTH = 256
+_TOLD = b"%b%b%d;t=%d\r\n"
+"""draft-ietf-httpapi-ratelimit-headers-10: so many requests are left, and in t seconds from now all of them are back. %d cuts off what
+stands behind the point."""
 _SLACK = 1e-4
 """Of an interval: so much early a request may come, because seconds are floating."""
 
@@ -103,14 +106,16 @@ class RateLimit:
 
     __slots__ = (
         "_addresses",
-        "_capacity",
         "_handles",
-        "_interval",
+        "_last",
         "_part",
         "_parts",
         "_region",
+        "_take",
         "allowed",
+        "capacity",
         "id",
+        "interval",
         "policy",
         "prefix",
         "refused",
@@ -135,36 +140,31 @@ class RateLimit:
         self._part = self._parts[0] if len(key) == 1 else None
         self._addresses = tuple(name == "client_address" for name in key)
         self._region = region
-        self._interval = per_s / requests
-        self._capacity = (burst + _SLACK) * self._interval
+        self._take = region.take
+        self._last: Handle | None = None
+        self.interval = per_s / requests
+        self.capacity = (burst + _SLACK) * self.interval
         self._handles: dict[str | tuple[str, ...], Handle] = {}
         self.policy = f'"{id}";q={requests};w={ceil(per_s)}'.encode("ascii")
         self.prefix = f'ratelimit: "{id}";r='.encode("ascii")
 
-    def take(self, exchange: Exchange, facts: RequestFacts | None, now: float) -> tuple[float, Handle]:
-        """The room that is left in requests, and where; negative: minus the seconds until there is room, and nothing was taken."""
+    def take(self, exchange: Exchange, facts: RequestFacts | None, now: float) -> float:
+        """The room that is left, in seconds; negative: minus the seconds until there is room, and nothing was taken."""
         part = self._part
-        key: str | tuple[str, ...]
-        key = part(exchange, facts) if part is not None else tuple([each(exchange, facts) for each in self._parts])
-        handle = self._handles.get(key)
-        if handle is None:
-            handle = self._find(key)
-        interval = self._interval
-        room = self._region.take(handle, now, interval, self._capacity)
+        key: str | tuple[str, ...] = part(exchange, facts) if part is not None else tuple([each(exchange, facts) for each in self._parts])
+        self._last = handle = self._handles.get(key) or self._find(key)
+        room = self._take(handle, now, self.interval, self.capacity)
         if room >= 0.0:
             self.allowed.value += 1
-            return room / interval, handle
-        self.refused.value += 1
-        return room, handle
+        else:
+            self.refused.value += 1
+        return room
 
-    def give_back(self, handle: Handle) -> None:
-        """The request is refused by another limit."""
+    def give_back(self) -> None:
+        """The request that took last is refused by another limit."""
         self.allowed.value -= 1
-        self._region.give_back(handle, self._interval)
-
-    def seconds(self, left: float) -> int:
-        """Until the bucket is full again."""
-        return ceil(self._capacity - left * self._interval)
+        if self._last is not None:
+            self._region.give_back(self._last, self.interval)
 
     def _find(self, key: str | tuple[str, ...]) -> Handle:
         parts = (key,) if isinstance(key, str) else key
@@ -201,38 +201,34 @@ class Limits:
         now = monotonic()
         if len(limits) == 1 and not limits[0].shadow:  # the usual case
             limit = limits[0]
-            left, _ = limit.take(exchange, facts, now)
-            if left < 0.0:
-                self._refuse(exchange, limit, -left)
-            self._tell(exchange, limit, left)
+            room = limit.take(exchange, facts, now)
+            if room < 0.0:
+                self._refuse(exchange, limit, -room)
+            exchange.limit_lines = _TOLD % (self._policies, limit.prefix, room / limit.interval, limit.capacity - room + 1.0)
             return
-        taken: list[tuple[RateLimit, Handle]] = []
-        least, longest = float("inf"), 0.0
+        taken: list[RateLimit] = []
+        least, left_over, longest = float("inf"), 0.0, 0.0
         strictest: RateLimit | None = None
         for limit in limits:
-            left, handle = limit.take(exchange, facts, now)
-            if left >= 0.0:
-                taken.append((limit, handle))
-                if not limit.shadow and not longest and left < least:
-                    least, strictest = left, limit
+            room = limit.take(exchange, facts, now)
+            if room >= 0.0:
+                taken.append(limit)
+                if not limit.shadow and not longest and room / limit.interval < least:
+                    least, left_over, strictest = room / limit.interval, room, limit
             elif limit.shadow:
                 exchange.detail = f"limit {limit.id} (shadow)"
-            elif -left > longest:
-                longest, strictest = -left, limit
+            elif -room > longest:
+                longest, strictest = -room, limit
         if longest and strictest is not None:
-            for limit, handle in taken:
-                limit.give_back(handle)
+            for limit in taken:
+                limit.give_back()
             self._refuse(exchange, strictest, longest)
         if strictest is not None:
-            self._tell(exchange, strictest, least)
-
-    def _tell(self, exchange: Exchange, limit: RateLimit, left: float) -> None:
-        # draft-ietf-httpapi-ratelimit-headers-10: r requests are left, and in t seconds from now all of them are back
-        exchange.limit_lines = b"%b%b%d;t=%d\r\n" % (self._policies, limit.prefix, left, limit.seconds(left))
+            exchange.limit_lines = _TOLD % (self._policies, strictest.prefix, least, strictest.capacity - left_over + 1.0)
 
     def _refuse(self, exchange: Exchange, limit: RateLimit, wait_s: float) -> None:
         seconds = max(1, ceil(wait_s))
-        exchange.limit_lines = b"%b%b0;t=%d\r\nretry-after: %d\r\n" % (self._policies, limit.prefix, seconds, seconds)
+        exchange.limit_lines = b"%bretry-after: %d\r\n" % (_TOLD % (self._policies, limit.prefix, 0, seconds), seconds)
         raise RequestError(RATE_LIMITED, f"limit {limit.id}")
 
 
