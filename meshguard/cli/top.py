@@ -11,18 +11,20 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from meshguard.cli.node import Node
 
 __all__ = ["register"]
 
 _EXAMPLES = """examples:
-  meshguard top                                  the instance with its admin API on 127.0.0.1:9901; q ends
-  meshguard top --config config/sidecar.yaml     the admin address of a configuration
-  meshguard top --once                           one picture, of the second that it takes
-  meshguard top --once --json | jq .routes       the same for programs
+  meshguard top --config config/sidecar.yaml                 the node with this configuration; q ends
+  meshguard top --admin 127.0.0.1:9901 --token-file FILE     the same, said
+  meshguard top --config config/sidecar.yaml --once          one picture, of the second that it takes
+  meshguard top --config config/sidecar.yaml --once --json   the same for programs
 """
-_DEADLINE_S = 5.0
-_MOST = 100_000_000
 _CLEAR, _HOME, _REST = "\x1b[2J", "\x1b[H", "\x1b[J"
 _OPEN, _CLOSE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 
@@ -35,9 +37,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--admin", metavar="HOST:PORT", default="127.0.0.1:9901", help="address of the admin API (default: %(default)s)")
-    where.add_argument("--config", metavar="FILE", help="take the address from this configuration")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="configuration of the node")
+    parser.add_argument("--admin", metavar="HOST:PORT", help="admin address of the node (default: the configured one)")
+    parser.add_argument("--token-file", type=Path, metavar="FILE", help="file with its admin token (default: the configured one)")
     parser.add_argument(
         "--interval", type=_seconds, default=None, metavar="S", help="between two pictures (default: 2; with --once: 1)"
     )
@@ -59,24 +61,25 @@ def _seconds(text: str) -> float:
 
 def top(options: argparse.Namespace) -> int:
     """Until q or an interrupt; with --once, one picture. Exit status 1 when the admin API cannot be asked."""
+    from meshguard.cli.node import node_of
     from meshguard.cli.top_text import picture, text
 
-    host, port = _address(options)
+    node = node_of(options)
     interval = options.interval or (1.0 if options.once else 2.0)
-    before = _ask(host, port)
+    before = _ask(node)
     if options.once:
         time.sleep(interval)
-        return _print(picture(before, _ask(host, port)), options, text)
+        return _print(picture(before, _ask(node)), options, text)
     if options.json or not sys.stdout.isatty():
         while True:
             time.sleep(interval)
-            after = _ask(host, port)
+            after = _ask(node)
             _print(picture(before, after), options, text)
             sys.stdout.flush()
             before = after
     with _screen() as keys:
         while not _quits(keys, interval):
-            after = _ask(host, port)
+            after = _ask(node)
             size = shutil.get_terminal_size()
             lines = text(picture(before, after), options.sort, size.columns, size.lines - 1)
             sys.stdout.write(_HOME + "".join(line + "\x1b[K\r\n" for line in lines) + _REST)
@@ -93,44 +96,11 @@ def _print(shown: dict[str, Any], options: argparse.Namespace, text: Any) -> int
     return 0
 
 
-def _address(options: argparse.Namespace) -> tuple[str, int]:
-    from meshguard.control.settings.values import parse_address
-    from meshguard.model.errors import MeshguardError
+def _ask(node: Node) -> dict[str, Any]:
+    """Stats with the open requests. Raises NodeError."""
+    from meshguard.cli.node import call
 
-    if options.config:
-        from meshguard.control.settings.load import load_configuration
-
-        address = load_configuration(options.config, now=time.time(), files=False).configuration.admin.address
-    else:
-        try:
-            address = parse_address(options.admin)
-        except ValueError as exc:
-            raise MeshguardError(f"--admin: {exc}") from exc
-    host = "127.0.0.1" if address.host in ("0.0.0.0", "localhost") else "::1" if address.host == "::" else address.host  # noqa: S104  # where to ask
-    return host, address.port
-
-
-def _ask(host: str, port: int) -> dict[str, Any]:
-    """Stats with the open requests. Raises MeshguardError."""
-    import http.client
-
-    from meshguard.model.errors import MeshguardError
-
-    told: dict[str, Any] = {}
-    for path in ("/stats", "/requests"):
-        connection = http.client.HTTPConnection(host, port, timeout=_DEADLINE_S)
-        try:
-            connection.request("GET", path)
-            answer = connection.getresponse()
-            body = answer.read(_MOST)
-        except (OSError, http.client.HTTPException) as exc:
-            raise MeshguardError(f"the admin API at {host}:{port} does not answer: {exc}") from exc
-        finally:
-            connection.close()
-        if answer.status != 200:
-            raise MeshguardError(f"the admin API at {host}:{port} answers {answer.status} to {path}")
-        told |= json.loads(body)
-    return told
+    return {**call(node, "GET", "/stats", {}), **call(node, "GET", "/requests", {})}
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import ssl
@@ -49,4 +49,5 @@ class Change:
     snapshot: Snapshot
     contexts: dict[str, ssl.SSLContext | None]
     prepared: dict[str, tuple[ClusterSettings, ClientTls | None]]
+    dynamic: Any
     fresh: list[tuple[Journey, Listener[Http1Connection]]]

@@ -15,10 +15,11 @@ import subprocess
 import sys
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from meshguard.model.errors import MeshguardError
 
-__all__ = ["GENTLE_S", "VARIABLE", "Estate", "Inheritance", "SuccessorFailed", "inherit", "spawn_again", "start_successor"]
+__all__ = ["GENTLE_S", "VARIABLE", "Estate", "Inheritance", "SuccessorFailed", "inherit", "read_contained", "spawn_again", "start_successor", "write_contained"]
 
 VARIABLE = "MESHGUARD_HANDOVER"
 """Environment variable that tells the new process which descriptors are what."""
@@ -66,6 +67,20 @@ class Inheritance:
             for sock in group:
                 sock.close()
         self.sockets.clear()
+
+
+def write_contained(entries: list[dict[str, Any]]) -> int:
+    """The quarantine in force, in a file in memory for the new process: also one that is kept nowhere outlives a hand-over."""
+    descriptor = os.memfd_create("meshguard-quarantine", os.MFD_CLOEXEC)
+    with open(descriptor, "wb", closefd=False) as file:
+        file.write(json.dumps(entries).encode())
+    return descriptor
+
+
+def read_contained(descriptor: int) -> list[dict[str, Any]]:
+    """What `write_contained` wrote. Raises OSError, ValueError."""
+    entries: list[dict[str, Any]] = json.loads(os.pread(descriptor, os.fstat(descriptor).st_size, 0) or b"[]")
+    return entries
 
 
 def inherit(environment: MutableMapping[str, str]) -> Inheritance:

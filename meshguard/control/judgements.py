@@ -42,6 +42,8 @@ def refuse_restart_only(before: Inputs, after: Inputs) -> None:
     for path, was, becomes in (
         ("identity", old.identity, new.identity),
         ("admin", old.admin, new.admin),
+        ("bundle", old.bundle, new.bundle),
+        ("quarantine", old.quarantine, new.quarantine),
         ("decision_log", old.decision_log, new.decision_log),
         ("telemetry", old.telemetry, new.telemetry),
         ("jwt", old.jwt, new.jwt),
@@ -67,6 +69,10 @@ def server_context(config: ListenerConfig, identity: IdentityUpdate | None, trus
 
         material = load_material(read_certificates(config.certificate.read_bytes()), config.key.read_bytes(), svid=False)
         return build_server_context(material, (), mode="server", alpn=_ALPN)
+    if config.certificates:
+        from meshguard.control.certificates import edge_context
+
+        return edge_context(config.certificates, _ALPN, refuse_unknown=config.unknown_names == "refuse")
     if identity is None or trust is None:
         raise IdentityError("identity_unavailable", "a TLS listener needs an own identity")
     mode: ServerMode = "server" if config.tls == "server" else "mutual"
@@ -87,5 +93,3 @@ def connection_limit(config: ListenerConfig) -> int:
     if config.limits.connections is not None:
         return config.limits.connections
     return max(_FEWEST_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
-
-

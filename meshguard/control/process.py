@@ -8,14 +8,20 @@ import os
 import signal
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from meshguard.control.admin import AdminServer, EndpointStatus, ListenerStatus, Providers, Status
-from meshguard.control.handover import GENTLE_S, Estate, Inheritance, SuccessorFailed, start_successor
-from meshguard.control.inputs import Inputs, load_inputs
+from meshguard.control.bundles import end_break_glass
+from meshguard.control.handover import GENTLE_S, Estate, Inheritance, SuccessorFailed, read_contained, start_successor, write_contained
+from meshguard.control.inputs import Inputs, bundle_settings, load_inputs
 from meshguard.control.live import live_requests, live_stats
 from meshguard.control.memory import release_start_pages
+from meshguard.control.observing import observing
+from meshguard.control.operations import admin_token
+from meshguard.control.quarantine import QuarantineRegister
 from meshguard.control.runtime import Runtime
 from meshguard.control.settings.configuration import Configuration
 from meshguard.control.settings.load import LoadedConfiguration
@@ -23,6 +29,7 @@ from meshguard.control.state_metrics import families
 from meshguard.control.telemetry import Telemetry
 from meshguard.control.tokens import TokenKeys
 from meshguard.model.errors import MeshguardError
+from meshguard.sources.bundles import BundleKeeper, follow
 from meshguard.sources.identity import IdentitySource, IdentityUpdate, first_update
 from meshguard.sources.watch import watch
 from meshguard.telemetry.logs import LineHandler
@@ -79,7 +86,8 @@ class Process:
         ).labels()
 
     async def main(self, ready: Callable[[Runtime], None] | None) -> None:
-        inputs = self._first_inputs()
+        self._runtime.bundles = bundles = await self._first_bundles()
+        inputs = self._first_inputs(bundles)
         configuration = inputs.configuration
         self._telemetry = telemetry = Telemetry(configuration, self._registry)
         self._share_logs()
@@ -89,18 +97,29 @@ class Process:
             runtime.rate_limits.share(self._inheritance.shared["limits"])
         tokens = TokenKeys(configuration.jwt)
         await tokens.load()
+        await runtime.keyring.start(inputs.keys)
         source = _identity_source(configuration, runtime.report_identity_problem)
         updates: AsyncGenerator[IdentityUpdate, None] | None = source.updates() if source is not None else None
         identity = await first_update(updates, _IDENTITY_S) if updates is not None else None
         telemetry.collect(self._families)
+        self._quarantine = quarantine = QuarantineRegister(configuration.quarantine.path, runtime.contain)
+        runtime.on_look = quarantine.expire
         self._signals()
         try:
             async with asyncio.TaskGroup() as background:
+                quarantine.load()  # before the first listener opens
+                self._contain_more()
                 await runtime.start(inputs, identity, tokens.verifier, telemetry, background)
                 telemetry.start()
                 await self._open(configuration)
                 self._inheritance.discard()
                 work = [background.create_task(runtime.watch()), *(background.create_task(part) for part in self._parts(inputs))]
+                if bundles is not None:
+                    work.append(background.create_task(end_break_glass(runtime, self._changed)))
+                    if bundles.has_url:
+                        work.append(background.create_task(follow(bundles, partial(self._changed, "bundle"))))
+                if configuration.quarantine.path is not None:
+                    work.append(background.create_task(_follow(configuration.quarantine.path, quarantine.reload)))
                 if source is not None and updates is not None:
                     work.append(background.create_task(self._follow_identity(source, updates)))
                 if tokens.verifier is not None:
@@ -118,14 +137,22 @@ class Process:
                 await self._last_word()
                 for task in work:
                     task.cancel()
+                await runtime.keyring.close()
         finally:
             await self._close()
             telemetry.close()
 
     # -- alone, or one of many --------------------------------------------------------------------------------------------
 
-    def _first_inputs(self) -> Inputs:
-        inputs = load_inputs(self._load_configuration)
+    async def _first_bundles(self) -> BundleKeeper | None:
+        config = self._load_configuration().configuration.bundle
+        bundles = BundleKeeper(bundle_settings(config)) if config is not None else None
+        if bundles is not None:
+            await bundles.fetch_first()
+        return bundles
+
+    def _first_inputs(self, bundles: BundleKeeper | None) -> Inputs:
+        inputs = load_inputs(self._load_configuration, self._runtime.keyring, bundles)
         for note in inputs.loaded.notes:
             log.warning(note)
         return inputs
@@ -136,15 +163,25 @@ class Process:
 
     async def _open(self, configuration: Configuration) -> None:
         """The way in for whoever operates this process."""
-        providers = Providers(self._status, self._registry.families, self._stop_accepting, self._wait_drained, restart=self._restart.set)
-        providers = replace(providers, stats=self._live_stats, requests=self._live_requests)
-        self._admin = AdminServer(providers)
+        token_file = configuration.admin.token_file
+        token = admin_token(token_file, create=True) if token_file is not None else b""
+        providers = Providers(self._status, self._registry.families, self._stop_accepting, self._wait_drained)
+        self._admin = admin = AdminServer(providers, token=lambda: token)
+        admin.extend("/quarantine", self._quarantine.operation())
+        for path, operation in observing(self._status, self._live_stats, self._live_requests, self._restart.set).items():
+            admin.extend(path, operation)
         address = configuration.admin.address
-        await self._admin.start(address.host, address.port, self._inheritance.admin)
+        await admin.start(address.host, address.port, self._inheritance.admin)
 
     async def _close(self) -> None:
         if self._admin is not None:
             await self._admin.close()
+
+    def _contain_more(self) -> None:
+        """Who else is cut out from the beginning."""
+        descriptor = self._inheritance.shared.pop("quarantine", -1)
+        if descriptor >= 0 and (entries := read_contained(descriptor)) and not self._quarantine.current:
+            self._quarantine.take(entries)
 
     async def _changed(self, why: str) -> None:
         await self._runtime.reload(why)
@@ -197,6 +234,7 @@ class Process:
             if name not in shared:
                 shared[name] = new_lock_file(name)
         self._share_logs()
+        shared["quarantine"] = write_contained([asdict(entry) for entry in self._quarantine.current.entries.values()])
         limits = self._runtime.rate_limits
         if limits.descriptor >= 0:
             shared["limits"] = limits.descriptor
@@ -251,7 +289,8 @@ class Process:
     # -- what is told ---------------------------------------------------------------------------------------------------
 
     def _families(self) -> Iterable[Family]:
-        return families(self._runtime, len(asyncio.all_tasks()))
+        yield from families(self._runtime, len(asyncio.all_tasks()))
+        yield from self._runtime.keyring.families()
 
     def _status(self) -> Status:
         runtime = self._runtime
@@ -274,6 +313,7 @@ class Process:
                 )
                 for name, cluster in runtime.upstreams.clusters.items()
             },
+            keys=runtime.keyring.status(),
             draining=state.draining,
             active=sum(int(journey.active.value) for journey in runtime.journeys.values()),
         )
@@ -289,6 +329,12 @@ class Process:
             "rules": self._runtime.inputs.policy.rule_count,
             "warnings": state.warnings,
         }
+
+
+async def _follow(path: Path, changed: Callable[[], None]) -> None:
+    async with aclosing(watch((path,), debounce_ms=10, step_ms=5)) as changes:
+        async for _ in changes:
+            changed()
 
 
 def _identity_source(configuration: Configuration, report: Callable[[MeshguardError], None]) -> IdentitySource | None:
@@ -309,5 +355,3 @@ def _identity_source(configuration: Configuration, report: Callable[[MeshguardEr
 
         return DevelopmentSource(config.development_ca, config.trust_domain, config.workload or "/meshguard", report=report)
     return None
-
-

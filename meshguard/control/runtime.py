@@ -18,16 +18,21 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from meshguard.control.bundles import keep
 from meshguard.control.change import Change, State
+from meshguard.control.destinations import DynamicClusters
 from meshguard.control.inputs import Inputs, load_inputs
-from meshguard.control.judgements import connection_limit, own_principal, refuse_restart_only, server_context, still_trusted
+from meshguard.control.judgements import connection_limit, own_principal, refuse_restart_only, server_context
+from meshguard.control.keyring import Keyring
+from meshguard.control.living import judge_doors, judge_upstreams
 from meshguard.control.rate_limits import RateLimits
 from meshguard.control.settings.listeners import ListenerConfig
 from meshguard.control.settings.load import LoadedConfiguration
 from meshguard.control.telemetry import Telemetry
 from meshguard.control.upstreams import Upstreams
 from meshguard.control.views import listener_view
-from meshguard.fields.transforms import Reader
+from meshguard.fields.views import Reader
+from meshguard.integrity.bundle import BundleError
 from meshguard.model.errors import MeshguardError
 from meshguard.net.http1_server import Http1Connection
 from meshguard.net.listener import Listener, TlsGate
@@ -36,6 +41,7 @@ from meshguard.pipeline.inspection import InspectionBudget
 from meshguard.pipeline.journey import Journey
 from meshguard.pipeline.snapshot import Snapshot
 from meshguard.pipeline.tokens import TokenVerifier
+from meshguard.policy.quarantine import NOBODY, Quarantine
 from meshguard.wire.trace_context import Sampling
 
 if TYPE_CHECKING:
@@ -43,6 +49,8 @@ if TYPE_CHECKING:
 
     from meshguard.identity.trust import TrustStore
     from meshguard.net.cluster.cluster import Cluster
+    from meshguard.net.destinations import Destinations
+    from meshguard.sources.bundles import BundleKeeper
     from meshguard.sources.identity import IdentityUpdate
 
 __all__ = ["Runtime"]
@@ -56,10 +64,13 @@ _COLLECT_S = 30.0
 class Runtime:
     """One proxy. `load_configuration` reads the configuration anew at each call (start and every reload)."""
 
-    def __init__(self, load_configuration: Callable[[], LoadedConfiguration]) -> None:
+    def __init__(self, load_configuration: Callable[[], LoadedConfiguration], bundles: BundleKeeper | None = None) -> None:
+        self.bundles = bundles
         self._load_configuration = load_configuration
         self.state = State()
         self.upstreams = Upstreams()
+        self.dynamic = DynamicClusters(self.upstreams.new_connector)
+        self.keyring = Keyring()
         self.journeys: dict[str, Journey] = {}
         self.listeners: dict[str, Listener[Http1Connection]] = {}
         self.inputs: Inputs = None  # type: ignore[assignment]  # set by start before anything else runs
@@ -73,13 +84,15 @@ class Runtime:
         self.budget = InspectionBudget()
         self._changing = asyncio.Lock()
         self._tokens: TokenVerifier | None = None
-        self._retired: list[Cluster] = []
+        self._retired: list[Cluster | Destinations] = []
         self._retiring: set[asyncio.Task[None]] = set()
         self._leaving: list[tuple[Journey, Listener[Http1Connection]]] = []
         self._collected_at = float("-inf")
         self._not_renewable: set[str] = set()
         self.rate_limits = RateLimits()
         self.given: dict[str, list[socket.socket]] = {}  # sockets from another process, by address: taken instead of binding
+        self.quarantine = NOBODY
+        self.on_look: Callable[[], None] = lambda: None
 
     # -- start ----------------------------------------------------------------------------------------------------------
 
@@ -103,7 +116,7 @@ class Runtime:
     async def reload(self, why: str) -> bool:
         """Reads all documents anew and takes them over, or keeps the last good state and says why. True when taken over."""
         try:
-            await self.take(await self.prepare(lambda: load_inputs(self._load_configuration)), why)
+            await self.take(await self.prepare(lambda: load_inputs(self._load_configuration, self.keyring, self.bundles)), why)
         except Exception as exc:
             # the outermost loop of a background service: whatever a change does wrong, what is in force goes on
             self._failed(why, exc)
@@ -117,6 +130,7 @@ class Runtime:
         try:
             inputs = await asyncio.to_thread(load)
             refuse_restart_only(self.inputs, inputs)
+            await self.keyring.start(inputs.keys)
             return await self._build(inputs, self._identity)
         except BaseException:
             self._changing.release()
@@ -129,7 +143,9 @@ class Runtime:
         finally:
             self._changing.release()
         self.state.reloads += 1
-        self.state.last_error = ""
+        self.state.last_error = self.bundles.refused if self.bundles is not None else ""
+        if self.state.last_error:
+            self._failed(why, BundleError("refused", self.state.last_error))
         self.telemetry.reloads.value += 1
         data = {"why": why, "revision": self.state.revision, "policy_digest": self.state.policy_digest}
         log.info("reloaded", extra={"data": data})
@@ -150,6 +166,14 @@ class Runtime:
                 self._failed("identity", exc)
                 return
             log.info("identity rotated", extra={"data": {"identity": self.state.identity, "not_after": self.state.identity_not_after}})
+
+    def contain(self, quarantine: Quarantine) -> None:
+        """Puts a quarantine in force on every listener, at once."""
+        self.quarantine = quarantine
+        material = self._identity.material if self._identity is not None else None
+        own = quarantine.find(material.spiffe_id, material.serial, time.time()) if material is not None and quarantine else None
+        for journey in (*self.journeys.values(), *(journey for journey, _ in self._leaving)):
+            journey.contain(quarantine, own)
 
     def _failed(self, why: str, exc: Exception) -> None:
         self.state.failures += 1
@@ -180,6 +204,7 @@ class Runtime:
             views[name].limiter = self.rate_limits.limiter(config, self.telemetry.registry)
         contexts = {name: server_context(config, identity, trust) for name, config in configuration.listeners.items()}
         prepared = self.upstreams.prepare(configuration.clusters, material, trust)
+        dynamic = self.dynamic.prepare(configuration, material, trust)
         sampling = Sampling(configuration.telemetry.sample)
         own_reader = Reader(inputs.policy.bind(own_principal(identity)).roles, own_id or None)
         snapshot = Snapshot(
@@ -193,16 +218,21 @@ class Runtime:
             tokens=self._tokens,
             sampling=sampling,
             own_reader=own_reader,
+            own=own_principal(identity),
         )
         fresh = self._bind_new(snapshot, configuration.listeners, contexts)  # the last thing that can fail
-        return Change(inputs, identity, trust, snapshot, contexts, prepared, fresh)
+        return Change(inputs, identity, trust, snapshot, contexts, prepared, dynamic, fresh)
 
     async def _apply(self, change: Change) -> None:
         inputs, identity, trust, snapshot = change.inputs, change.identity, change.trust, change.snapshot
         contexts, fresh = change.contexts, change.fresh
         before, material = self.snapshot, identity.material if identity is not None else None
-        retired = self.upstreams.apply(inputs.configuration.clusters, change.prepared)
+        retired: list[Cluster | Destinations] = [
+            *self.upstreams.apply(inputs.configuration.clusters, change.prepared),
+            *self.dynamic.apply(change.dynamic),
+        ]
         snapshot.clusters.update(self.upstreams.clusters)
+        snapshot.destinations.update(self.dynamic.by_name)
         self.inputs, self._identity, self._trust, self.snapshot = inputs, identity, trust, snapshot
         for journey, listener in fresh:
             self.journeys[listener.name], self.listeners[listener.name] = journey, listener
@@ -218,8 +248,13 @@ class Runtime:
             task.add_done_callback(self._retiring.discard)
         if before is not None:
             before.release()
+        if inputs.candidate is not None and self.bundles is not None:
+            keep(self.bundles, inputs.candidate)
+        await self.keyring.keep(inputs.keys, self._background)
         self._settle_memory()
         self._not_renewable.clear()
+        if self.quarantine:
+            self.contain(self.quarantine)  # for new listeners, and for a new identity of our own
         for _, listener in fresh:
             await listener.start()
 
@@ -235,6 +270,8 @@ class Runtime:
                     listener = self._new_listener(name, config, journey, TlsGate(contexts[name], connection_limit(config)))
                     fresh.append((journey, listener))
                     listener.bind(self.given.pop(str(config.address), ()))
+                    if config.capture == "tproxy":
+                        listener.take_any_destination()
         except OSError:
             for _, listener in fresh:
                 listener.release()
@@ -253,8 +290,7 @@ class Runtime:
 
     def _swap(self, snapshot: Snapshot, inputs: Inputs, contexts: dict[str, ssl.SSLContext | None]) -> None:
         configuration = inputs.configuration
-        self.budget.body_bytes = configuration.limits.inspect_body_bytes
-        self.budget.total_bytes = configuration.limits.inspect_total_bytes
+        self.budget.limit(configuration.limits.inspect_body_bytes, configuration.limits.inspect_total_bytes)
         for name, config in configuration.listeners.items():
             journey, gate = self.journeys[name], self.listeners[name].gate
             view = snapshot.listeners[name]
@@ -262,6 +298,7 @@ class Runtime:
             gate.context = contexts[name]
             gate.limit = connection_limit(config)
             gate.buffer_bytes = config.limits.buffer_bytes
+            journey.budget.limit(config.limits.inspect_body_bytes, config.limits.inspect_total_bytes)
             changed = journey.snapshot.listeners[name].configured != view.configured
             journey.snapshot = snapshot
             if changed:
@@ -296,7 +333,7 @@ class Runtime:
             telemetry.request_metrics.active(name),
             self._boot_id,
             self._numbers.__next__,
-            self.budget,
+            InspectionBudget(within=self.budget),
             telemetry.handshake_failed,
         )
 
@@ -314,7 +351,7 @@ class Runtime:
         listener = Listener(name, (config.address.host, config.address.port), gate, new_door, journey.connections, on_load)
         return listener
 
-    async def _retire(self, cluster: Cluster) -> None:
+    async def _retire(self, cluster: Cluster | Destinations) -> None:
         """A cluster that left the configuration finishes what it carries."""
         self._retired.append(cluster)
         try:
@@ -328,39 +365,20 @@ class Runtime:
     # -- living identities ----------------------------------------------------------------------------------------------
 
     def judge_connections(self) -> None:
-        """Ends connections whose caller may no longer be served: expired, revoked, untrusted or, with a request under way, now denied."""
+        """Ends connections, on both sides, whose identity is no longer good."""
         now = time.time()
         for journey in self.journeys.values():
-            snapshot = journey.snapshot
-            for door in list(journey.connections):
-                peer = door.peer
-                if peer is None:
-                    continue
-                if peer.table is None or peer.table.snapshot is not snapshot:
-                    before = peer.refusal
-                    journey.identify_peer(peer, snapshot)
-                    if peer.refusal is not None and before is None:
-                        door.cut(peer.refusal.code)
-                        continue
-                if door.stream is not None and journey.overstays(door.stream, snapshot):
-                    door.cut("policy_denied")
-                elif now >= peer.expires or not still_trusted(peer, snapshot.trust, now):
-                    door.cut("identity_expired")
+            judge_doors(journey, journey.snapshot, journey.snapshot.trust, now)
         for journey, _ in self._leaving:
-            for door in list(journey.connections):
-                if door.peer is None:
-                    continue
-                if door.stream is not None and self.snapshot is not None and journey.overstays(door.stream, self.snapshot):
-                    door.cut("policy_denied")
-                elif now >= door.peer.expires or not still_trusted(door.peer, self._trust, now):
-                    door.cut("identity_expired")
+            judge_doors(journey, self.snapshot or journey.snapshot, self._trust, now, leaving=True)
+        judge_upstreams((*self.upstreams.clusters.values(), *self.dynamic.by_name.values(), *self._retired), self._trust, now)
 
     async def watch(self) -> None:
         """Judges all connections twice a second (an expired SVID ends its connections within a second), renews worn contexts, sweeps
         pools. Whatever fails in one look, the next one comes."""
         while True:
             await asyncio.sleep(_LOOK_S)
-            for part in (self.judge_connections, self._renew_contexts, self._sweep_pools):
+            for part in (self.judge_connections, self._renew_contexts, self._sweep_pools, self.on_look):
                 try:
                     part()
                 except Exception:
@@ -369,7 +387,7 @@ class Runtime:
 
     def _sweep_pools(self) -> None:
         now = time.monotonic()
-        for cluster in (*self.upstreams.clusters.values(), *self._retired):
+        for cluster in (*self.upstreams.clusters.values(), *self.dynamic.by_name.values(), *self._retired):
             cluster.sweep(now)
 
     def _renew_contexts(self) -> None:
@@ -419,5 +437,7 @@ class Runtime:
             listener.abandon("shutdown")
         for task in self._retiring:
             task.cancel()
-        for cluster in list(self.upstreams.clusters.values()):
+        for cluster in [*self.upstreams.clusters.values()]:
             await cluster.close()
+        for destinations in [*self.dynamic.by_name.values()]:
+            await destinations.close()

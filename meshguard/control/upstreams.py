@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from meshguard.identity.trust import TrustStore
     from meshguard.net.channel import Channel
 
-__all__ = ["Upstreams", "client_tls", "cluster_settings"]
+__all__ = ["Upstreams", "client_tls", "cluster_settings", "peer_verifier"]
 
 
 def cluster_settings(config: ClusterConfig) -> ClusterSettings:
@@ -37,7 +37,7 @@ def cluster_settings(config: ClusterConfig) -> ClusterSettings:
     health = config.health
     return ClusterSettings(
         endpoints=tuple(str(endpoint) for endpoint in config.endpoints),
-        resolve=config.resolve,
+        resolve=config.resolve if config.endpoints else "dns",
         refresh_s=config.refresh_s,
         balance=config.balance,
         health=None
@@ -63,19 +63,22 @@ def client_tls(config: ClusterTls | None, material: Material | None, trust: Trus
         return ClientTls(build_client_context(own, anchors, server_name=True), config.server_name, None)
     if trust is None:
         raise IdentityError("tls_context", "a SPIFFE ID of an upstream can only be checked with an own identity and its bundles")
-    matches = principal_matcher(patterns)
-    store = trust
+    return ClientTls(build_client_context(own, trust.anchors()), None, peer_verifier(principal_matcher(patterns), trust))
+
+
+def peer_verifier(matches: Callable[[str], bool], trust: TrustStore) -> Callable[[Channel], float]:
+    """Judges the server at the other end of a channel by `trust`; its SPIFFE ID has to match."""
 
     def verify(channel: Channel) -> float:
         """INVARIANT: stands in for the host name check and is never skipped (security.md 3)."""
         tls = channel.tls
         chain = peer_chain(tls) if tls is not None else ()
-        principal = store.verify(chain, time())
+        principal = trust.verify(chain, time())
         if not matches(principal.spiffe_id):
             raise IdentityError("unexpected_peer", f"the upstream is {principal.spiffe_id}")
         return principal.not_after
 
-    return ClientTls(build_client_context(own, trust.anchors()), None, verify)
+    return verify
 
 
 def _certificates(path: Path) -> list[bytes]:
@@ -93,11 +96,18 @@ class Upstreams:
         self._tls: dict[str, ClusterTls | None] = {}
         self.limits = WireLimits()
 
+    def new_connector(self, tls: ClientTls | None) -> Connector:
+        return Connector(lambda: ResponseParser(self.limits), tls)
+
     def prepare(
         self, configs: Mapping[str, ClusterConfig], material: Material | None, trust: TrustStore | None
     ) -> dict[str, tuple[ClusterSettings, ClientTls | None]]:
         """Everything of a change that can fail, done before anything is changed. Raises ValueError, IdentityError, OSError."""
-        return {name: (cluster_settings(config), client_tls(config.tls, material, trust)) for name, config in configs.items()}
+        return {
+            name: (cluster_settings(config), client_tls(config.tls, material, trust))
+            for name, config in configs.items()
+            if config.endpoints
+        }
 
     def apply(
         self, configs: Mapping[str, ClusterConfig], prepared: Mapping[str, tuple[ClusterSettings, ClientTls | None]]
@@ -106,7 +116,7 @@ class Upstreams:
         for name, (settings, tls) in prepared.items():
             cluster = self.clusters.get(name)
             if cluster is None:
-                connector = Connector(lambda: ResponseParser(self.limits), tls)
+                connector = self.new_connector(tls)
                 cluster = Cluster(name, settings, connector.connect, opener=connector.open_stream)
                 connector.cluster = cluster
                 self.clusters[name] = cluster

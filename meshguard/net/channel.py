@@ -75,6 +75,11 @@ class Channel(asyncio.Protocol):
         address = self.transport.get_extra_info("sockname")
         return (str(address[0]), int(address[1])) if isinstance(address, tuple) and len(address) >= 2 else ("", 0)
 
+    def hand_over(self, application: Application) -> None:
+        """From now on `application` is told what happens: another protocol has begun on this stream."""
+        if self._application is not _GONE:
+            self._application = application
+
     def pause_reading(self) -> None:
         if not self.held:
             self.held = True

@@ -82,6 +82,13 @@ class Listener(Generic[D]):
         """Takes the address, without accepting yet: by the sockets of another process that are `given`, or by binding. Raises OSError."""
         self._sockets = list(given) or [bind(*self.address)]
 
+    def take_any_destination(self) -> None:
+        """Connections to other addresses may be sent here (`capture: tproxy`). After `bind`. Raises PermissionError."""
+        from meshguard.net.original import make_transparent
+
+        for sock in self._sockets:
+            make_transparent(sock)
+
     def release(self) -> None:
         """Gives up an address that was bound and not used."""
         if not self._servers:

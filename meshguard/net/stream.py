@@ -6,12 +6,15 @@ through `Downstream`; an upstream connection reports to it through `Answer`. HTT
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from meshguard.model.errors import RequestError
 from meshguard.model.messages import RequestHead, ResponseHead
 from meshguard.model.reasons import Reason
 from meshguard.net.channel import Channel
+
+if TYPE_CHECKING:
+    from meshguard.net.tunnel import Tunnel
 
 __all__ = ["Answer", "Downstream", "Handler", "Stream"]
 
@@ -45,6 +48,13 @@ class Downstream(Protocol):
 
     def flush(self) -> None: ...
 
+    def open_tunnel(self, block: bytes, tunnel: Tunnel) -> bytes:
+        """The answer to an accepted upgrade, with the fields of `block`; from now on `stream` is the tunnel, and what the client sends goes
+        to it as it comes. Gives what has come already."""
+
+    def send_now(self, data: bytes) -> None:
+        """Octets of a tunnel."""
+
     def reset(self) -> None:
         """Cuts the answer so that the client can tell it is not whole."""
 
@@ -67,6 +77,10 @@ class Stream(Protocol):
     def resume(self) -> None: ...
     def fail(self, exc: Exception) -> None: ...
     def expire(self, now: float) -> None: ...
+
+    def dismiss(self, why: str, kind: str) -> bool:
+        """The connection has to end (`kind`: `revoked`, `shutdown`). False changes nothing; true: the stream says so in its own protocol
+        and ends by itself."""
 
 
 class Handler(Protocol):

@@ -11,7 +11,7 @@ connection calls `response_head`, `response_data`, `response_end`, `upstream_fai
 from __future__ import annotations
 
 import logging
-from time import monotonic
+from time import monotonic, time
 from typing import TYPE_CHECKING, cast
 
 from meshguard.model.errors import RequestError
@@ -19,6 +19,7 @@ from meshguard.model.messages import CHUNKED, NO_BODY, ResponseHead
 from meshguard.model.reasons import (
     BODY_TOO_LARGE,
     INTERNAL_ERROR,
+    QUARANTINED,
     REQUEST_TIMEOUT,
     UPSTREAM_RESET,
     UPSTREAM_TIMEOUT,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from meshguard.net.cluster.cluster import Cluster
     from meshguard.net.http1_client import UpstreamConnection
     from meshguard.net.stream import Downstream
+    from meshguard.net.tunnel import Tunnel
     from meshguard.pipeline.journey import Journey
 
 __all__ = ["Exchange"]
@@ -99,7 +101,7 @@ class Exchange(ExchangeState):
 
     def request_data(self, data: bytes) -> None:
         self.request_bytes += len(data)
-        limit = self.peer.limits.body_bytes
+        limit = self.plan.body_bytes if self.plan is not None else self.peer.limits.body_bytes
         if limit and self.request_bytes > limit:
             self.refuse(BODY_TOO_LARGE)
             return
@@ -119,6 +121,8 @@ class Exchange(ExchangeState):
             if trailers:
                 keep = self.plan is not None and self.plan.keep_trailers and self.peer.table is not None
                 trailers = self.peer.table.view.field_rules.trailers(trailers) if keep and self.peer.table is not None else b""
+                if self._inspection is not None:
+                    trailers = self._inspection.trailers(self, "request", trailers)
             connection.send_end(trailers)
             connection.flush()
 
@@ -133,7 +137,7 @@ class Exchange(ExchangeState):
     def inspection(self, journey: Journey) -> Inspection:
         """The bodies of this exchange, for a route with field rules."""
         if self._inspection is None:
-            self._inspection = Inspection(journey)
+            self._inspection = Inspection(journey, self)
         return self._inspection
 
     def send_continue(self) -> None:
@@ -199,14 +203,32 @@ class Exchange(ExchangeState):
 
     def _interim(self, door: Downstream, head: ResponseHead) -> None:
         if head.status == 101:
-            self.upstream_failed(UPSTREAM_RESET, "switching protocols was not asked for")
+            self._switch(door, head)
             return
         self._interims += 1
         if self._interims > 16:  # a flood of interim answers keeps every deadline from running out
             self.upstream_failed(UPSTREAM_RESET, "too many interim responses")
             return
-        if head.status != 100:  # `Expect` was answered here
+        if head.status != 100 and (self.plan is None or not self.plan.inspects_response):  # `Expect` was answered here
             door.send_interim(head.status, head.block)
+
+    def _switch(self, door: Downstream, head: ResponseHead) -> None:
+        websocket, connection = self.websocket, self._connection
+        if websocket is None or connection is None:
+            self.upstream_failed(UPSTREAM_RESET, "switching protocols was not asked for")
+            return
+        websocket.open(self, door, connection, head)
+
+    def tunnel_over(self, tunnel: Tunnel, aborted: str, detail: str) -> None:
+        """The tunnel that this exchange became has ended (`net.tunnel.TunnelOwner`)."""
+        self._connection = self._cluster = self._door = None
+        self.request_bytes, self.response_bytes = tunnel.request_bytes, tunnel.response_bytes
+        self.aborted, self.detail = aborted, detail
+        self.finish()
+
+    def dismiss(self, why: str, kind: str) -> bool:
+        """An ordinary exchange has no last words (`net.stream.Stream`)."""
+        return False
 
     def response_data(self, data: bytes) -> None:
         self._touched = monotonic()
@@ -233,6 +255,8 @@ class Exchange(ExchangeState):
             connection.finish(reusable)
         if door is not None:
             keep = trailers and self.plan is not None and self.plan.keep_trailers
+            if keep and self._inspection is not None:
+                trailers = self._inspection.trailers(self, "response", trailers)
             self._door = None
             door.send_end(trailers if keep else b"")
             self.finish()
@@ -262,13 +286,19 @@ class Exchange(ExchangeState):
             door.reset()
             return
         self.status = reason.status
-        block, body = problem_response(reason, self.decision_id)
+        block, body = problem_response(reason, self.decision_id, self._retry_after_s(reason))
         if self.limit_lines:
             block += self.limit_lines
         self.response_bytes = len(body)
-        door.send_refusal(reason, block, body)
+        if self.plan is not None and reason is self.plan.answer:
+            block += self.plan.location
+        door.send_refusal(reason, block + self.peer.answer_lines, body)
         self.finish()
         door.exchange_over(self._request_complete)
+
+    def _retry_after_s(self, reason: Reason) -> int:
+        until = self.peer.quarantined_until if reason is QUARANTINED else 0.0
+        return max(1, min(round(until - time()), 86400)) if until else 60 if reason is QUARANTINED else 1
 
     def upstream_failed(self, reason: Reason, detail: str) -> None:
         """The upstream connection broke or broke the rules. Safe requests whose kept-alive connection died unanswered go again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 from collections.abc import Iterator
@@ -12,10 +13,12 @@ from typing import Any
 import orjson
 import pytest
 
+from meshguard.cli.node import call, node_of
+from tests.e2e.test_quarantine import quarantine
 from tests.e2e.test_workers import alive
 from tests.harness.client import RawClient, get
 from tests.harness.load import Load
-from tests.harness.mesh import Mesh
+from tests.harness.mesh import SHOP, Mesh
 from tests.harness.proxy import Proxy, eventually
 
 ALLOW = {"rules": [{"id": "all", "allow": "anyone", "paths": ["/**"]}]}
@@ -36,6 +39,13 @@ def configuration(mesh: Mesh, directory: Path, workers: int) -> dict[str, Any]:
         "drain_s": 10,
         "restart_s": 20,
     }
+
+
+def started(mesh: Mesh, directory: Path, workers: int) -> Proxy:
+    proxy = Proxy(directory, configuration(mesh, directory, workers), policies={"p.yaml": ALLOW})
+    proxy.config["admin"]["token_file"] = "admin.token"
+    proxy.write_config()
+    return proxy.start()
 
 
 def told(proxy: Proxy) -> dict[str, Any]:
@@ -63,10 +73,11 @@ def limited(proxy: Proxy) -> int:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_not_one_request_fails(workers: int, mesh: Mesh, tmp_path: Path) -> None:
-    proxy = Proxy(tmp_path, configuration(mesh, tmp_path, workers), policies={"p.yaml": ALLOW}).start()
+    proxy = started(mesh, tmp_path, workers)
     with generations(proxy):
         first = told(proxy)["pid"]
         assert [limited(proxy) for _ in range(2)] == [200, 200]
+        quarantine(proxy, "add", SHOP + "support")
         since = len(proxy.stderr.items)
         with (
             Load(proxy.address("plain"), kept=3, fresh=2) as plain,
@@ -76,8 +87,8 @@ def test_not_one_request_fails(workers: int, mesh: Mesh, tmp_path: Path) -> None
             if workers == 1:
                 proxy.signal(signal.SIGUSR2)
             else:
-                status, body = proxy.admin("/restart", "POST")
-                assert status == 202, body
+                assert proxy.admin("/restart", "POST")[0] == 401, "not without the token"
+                call(node_of(argparse.Namespace(config=proxy.config_path, admin=None, token_file=None)), "POST", "/restart", {})
             proxy.stderr.wait(lambda text: "serve" in text and "the new process" in text, "the hand-over", 25, since)
             plain.more(100)
             mutual.more(50)
@@ -92,6 +103,8 @@ def test_not_one_request_fails(workers: int, mesh: Mesh, tmp_path: Path) -> None
         assert second["pid"] != first
         assert second["ready"]
         assert [limited(proxy) for _ in range(3)] == [200, 429, 429], "limits hold over the restart"
+        with RawClient(proxy.address("inbound"), mesh.client("support")) as client:
+            assert client.request(get("/x")).problem["code"] == "quarantined"
         with RawClient(proxy.address("plain")) as client:
             assert client.request(get("/b")).status == 403, "the new process has read everything anew"
         os.kill(second["pid"], signal.SIGUSR2)
@@ -100,7 +113,7 @@ def test_not_one_request_fails(workers: int, mesh: Mesh, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_new_processes_that_do_not_become_ready_change_nothing(workers: int, mesh: Mesh, tmp_path: Path) -> None:
-    proxy = Proxy(tmp_path, configuration(mesh, tmp_path, workers), policies={"p.yaml": ALLOW}).start()
+    proxy = started(mesh, tmp_path, workers)
     with generations(proxy), Load(proxy.address("plain"), kept=2, fresh=1) as load:
         first = told(proxy)["pid"]
         since = len(proxy.stderr.items)

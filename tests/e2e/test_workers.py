@@ -15,9 +15,10 @@ import orjson
 import pytest
 import yaml
 
+from tests.e2e.test_quarantine import quarantine
 from tests.harness.client import RawClient, get
 from tests.harness.load import Load
-from tests.harness.mesh import Mesh
+from tests.harness.mesh import SHOP, Mesh
 from tests.harness.proxy import ROOT, Proxy, eventually
 from tests.harness.upstream import Exchange
 
@@ -42,7 +43,10 @@ def configuration(mesh: Mesh, directory: Path, **more: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def shared(mesh: Mesh, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
     directory = tmp_path_factory.mktemp("workers")
-    with Proxy(directory, configuration(mesh, directory), policies={"p.yaml": ALLOW}) as made:
+    made = Proxy(directory, configuration(mesh, directory), policies={"p.yaml": ALLOW})
+    made.config["admin"]["token_file"] = "admin.token"
+    made.write_config()
+    with made.start():
         yield made
 
 
@@ -262,6 +266,29 @@ def test_lines_of_the_decision_log_never_mix(proxy: Proxy) -> None:
     assert len(broken) <= 1, broken[:2]
 
 
+def test_a_quarantine_reaches_all_workers_at_once_and_those_that_come(proxy: Proxy, mesh: Mesh) -> None:
+    def codes() -> set[str]:
+        found = set()
+        for _ in range(12):
+            with RawClient(proxy.address("inbound"), mesh.client("support")) as client:
+                answer = client.request(get("/x"))
+                found.add(answer.problem["code"] if answer.status == 403 else str(answer.status))
+        return found
+
+    assert codes() == {"200"}
+    quarantine(proxy, "add", SHOP + "support", "--reason", "leaked")
+    assert codes() == {"quarantined"}, "in force everywhere when the command has ended"
+    victim = workers(proxy)[0]
+    kill(victim)
+    eventually(lambda: workers(proxy)[0]["pid"] != victim["pid"], "the replacement")
+    wait_serving(proxy)
+    assert codes() == {"quarantined"}
+    assert SHOP + "support" in quarantine(proxy, "list")
+    quarantine(proxy, "remove", SHOP + "support")
+    assert codes() == {"200"}
+    assert proxy.admin("/quarantine")[0] == 401
+
+
 def test_top_shows_what_happens(proxy: Proxy, mesh: Mesh) -> None:
     """`meshguard top --once`, as text and as JSON, over both workers; a request that hangs is shown while it is open."""
     leave = mesh.upstream.event()
@@ -300,7 +327,7 @@ def test_top_shows_what_happens(proxy: Proxy, mesh: Mesh) -> None:
 
 
 def run_top(proxy: Proxy, *options: str) -> bytes:
-    command = [sys.executable, "-m", "meshguard", "top", "--admin", f"127.0.0.1:{proxy.admin_port}", "--once", "--interval", "0.5"]
+    command = [sys.executable, "-m", "meshguard", "top", "--config", str(proxy.config_path), "--once", "--interval", "0.5"]
     return subprocess.run([*command, *options], cwd=ROOT, capture_output=True, check=True, timeout=30).stdout
 
 

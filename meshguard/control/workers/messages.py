@@ -20,6 +20,7 @@ __all__ = [
     "Adopt",
     "Changed",
     "Commit",
+    "Contain",
     "Done",
     "Drain",
     "Drained",
@@ -31,6 +32,8 @@ __all__ = [
     "Load",
     "Loaded",
     "Message",
+    "Operate",
+    "Operated",
     "Prepare",
     "ProtocolError",
     "Ready",
@@ -71,11 +74,12 @@ class Load(Message):
 @dataclass(slots=True)
 class Fork(Message):
     """Make worker `number` out of the last good state. Descriptors: its end of the link, then `sockets` in order, which are
-    [address, count] pairs, then those of `shared` by name. Answer: Forked."""
+    [address, count] pairs, then those of `shared` by name. `contained` is the quarantine. Answer: Forked."""
 
     number: int
     sockets: list[tuple[str, int]]
     shared: list[str]
+    contained: list[dict[str, Any]]
 
 
 # -- template to supervisor -----------------------------------------------------------------------------------------------
@@ -93,6 +97,8 @@ class Loaded(Message):
     drain_s: float
     restart_s: float
     rules: int
+    token_file: str
+    refused: str  # why the newest bundle is not what was loaded
 
 
 @dataclass(slots=True)
@@ -171,6 +177,31 @@ class Release(Message):
 
 
 @dataclass(slots=True)
+class Operate(Message):
+    """A request to an operation of the admin API (`control.operations`), for one worker to carry out. Answer: Operated."""
+
+    path: str
+    method: str
+    query: dict[str, str]
+    body: str
+
+
+@dataclass(slots=True)
+class Operated(Message):
+    """What came of it: an HTTP status and a JSON value."""
+
+    status: int
+    value: Any
+
+
+@dataclass(slots=True)
+class Contain(Message):
+    """Who is cut out now, as another worker has put it in force: entries of `policy.quarantine`. Answer: Done."""
+
+    entries: list[dict[str, Any]]
+
+
+@dataclass(slots=True)
 class Drain(Message):
     """Finish within `grace_s` and end; with `gentle_s` others accept at these addresses now. Answer: Drained, as the last word."""
 
@@ -233,7 +264,7 @@ class Refused(Message):
 
 MESSAGES: tuple[type[Message], ...] = (
     Load, Fork, Loaded, Forked, Exited,
-    Prepare, Commit, Abort, Report, Reopen, Watch, Adopt, Release, Drain,
+    Prepare, Commit, Abort, Report, Reopen, Watch, Adopt, Release, Operate, Operated, Contain, Drain,
     Ready, Changed, Reported, Drained, Done, Refused,
 )  # fmt: skip
 _KINDS = {message.__name__: message for message in MESSAGES}

@@ -24,6 +24,7 @@ def plain(status: Status) -> dict[str, Any]:
             name: [(endpoint.address, endpoint.healthy, endpoint.reason) for endpoint in endpoints]
             for name, endpoints in status.clusters.items()
         },
+        "keys": {name: dict(values) for name, values in status.keys.items()},
         "draining": status.draining,
         "active": status.active,
     }
@@ -70,5 +71,6 @@ def together(states: Iterable[Status]) -> Status:
         identity_not_after=min(ends, default=None),
         listeners=tuple(listeners.values()),
         clusters={name: tuple(endpoints.values()) for name, endpoints in clusters.items()},
+        keys=newest.keys,
         active=sum(status.active for status in all_states),
     )

@@ -20,7 +20,16 @@ import subprocess
 from random import uniform
 from time import time
 
-from meshguard.control.handover import GENTLE_S, Estate, Inheritance, SuccessorFailed, spawn_again, start_successor
+from meshguard.control.handover import (
+    GENTLE_S,
+    Estate,
+    Inheritance,
+    SuccessorFailed,
+    read_contained,
+    spawn_again,
+    start_successor,
+    write_contained,
+)
 from meshguard.control.workers.link import Link, LinkClosed
 from meshguard.control.workers.messages import (
     Adopt,
@@ -93,6 +102,9 @@ class Supervisor:
         for name in ("log", "decisions", "limits"):  # files in memory, laid out by whoever uses them
             self._shared.setdefault(name, new_lock_file(name))
         self.view = View(self._slots, registry)
+        contained = self._shared.pop("quarantine", -1)
+        if contained >= 0:
+            self.view.contained = read_contained(contained)
         self._reloads = registry.counter("meshguard.reload.done", "Changes that were taken over", "{change}").labels()
         self._failures = registry.counter("meshguard.reload.failures", "Changes that were refused", "{change}").labels()
         self._restarts = registry.counter("meshguard.worker.restarts", "Workers that ended and were replaced", "{worker}", ("worker",))
@@ -119,7 +131,7 @@ class Supervisor:
             await self._start_slot(self._slots[0])
             await self._first(self._slots[0])
             async with asyncio.TaskGroup() as group:
-                await self.view.open(answer.admin, self._inheritance.admin, self._stop, self._drained, self._restart)
+                await self.view.open(answer, self._inheritance.admin, self._stop, self._drained, self._restart)
                 work = [group.create_task(self._keep(slot)) for slot in self._slots]
                 work += [group.create_task(part) for part in (self._keep_template(), self._reload_when_told(), self._restart_when_told())]
                 for slot in self._slots:
@@ -236,7 +248,7 @@ class Supervisor:
         link = Link(ours, lambda frame: self._worker_said(slot, frame), lambda: self._worker_lost(slot))
         slot.begin(link)
         counts, descriptors = self._doors.of(slot.number)
-        message = Fork(slot.number, counts, list(self._shared))
+        message = Fork(slot.number, counts, list(self._shared), self.view.contained)
         try:
             if self._template is None:
                 raise LinkClosed
@@ -360,10 +372,15 @@ class Supervisor:
                 self._reloads.value += 1
                 data = {"why": why, "policy_digest": outcome.loaded.policy_digest, "workers": self._serving()}
                 log.info("reloaded by all workers", extra={"data": data})
+                if outcome.loaded.refused:
+                    self._refused(why, outcome.loaded.refused)
             elif outcome.error:
-                self._failures.value += 1
-                self.view.reload_error = outcome.error
-                log.error("change refused, the last good state goes on", extra={"data": {"why": why, "error": outcome.error}})
+                self._refused(why, outcome.error)
+
+    def _refused(self, why: str, error: str) -> None:
+        self._failures.value += 1
+        self.view.reload_error = error
+        log.error("change refused, the last good state goes on", extra={"data": {"why": why, "error": error}})
 
     async def _restart_when_told(self) -> None:
         while True:
@@ -373,7 +390,8 @@ class Supervisor:
             try:
                 if os.getpid() == 1:
                     raise SuccessorFailed("this is process 1, whose end ends the container: replace the container")
-                estate = Estate(self._doors.descriptors(), self.view.descriptor, self._shared)
+                contained = {"quarantine": write_contained(self.view.contained)}
+                estate = Estate(self._doors.descriptors(), self.view.descriptor, {**self._shared, **contained})
                 pid = await start_successor(estate, self._loaded_now.restart_s)
             except (MeshguardError, OSError) as exc:
                 self._restart_failures.value += 1

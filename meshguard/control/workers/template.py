@@ -4,12 +4,14 @@ It reads, validates and compiles all documents *once* before any worker is asked
 replaced is forked from it: it starts in milliseconds, with the state that is in force even while the files on disk are broken, and shares
 the memory of that state with the others.
 
-INVARIANT: one thread, no event loop, no lock held, no listening socket kept: that is what makes forking sound. Its own log lines are
+INVARIANT: one thread, no event loop that runs, no lock held, no listening socket kept: so forking is sound. Its own log lines are
 written directly for the same reason.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -19,9 +21,11 @@ import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from meshguard.control.inputs import Inputs
+from meshguard.control.inputs import Inputs, bundle_settings
 from meshguard.control.judgements import refuse_restart_only
+from meshguard.control.keyring import Keyring
 from meshguard.control.memory import release_start_pages
 from meshguard.control.settings.load import LoadedConfiguration
 from meshguard.control.workers.agreement import load_settled
@@ -41,6 +45,7 @@ from meshguard.control.workers.messages import (
     Refused,
 )
 from meshguard.model.errors import MeshguardError
+from meshguard.sources.bundles import BundleKeeper
 
 __all__ = ["Birth", "serve_template"]
 
@@ -57,6 +62,8 @@ class Birth:
     link: socket.socket
     sockets: dict[str, list[socket.socket]]
     shared: dict[str, int]
+    bundles: BundleKeeper | None
+    contained: list[dict[str, Any]]
 
 
 def serve_template(control: socket.socket, load: Callable[[], LoadedConfiguration], work: Callable[[Birth], int]) -> int:
@@ -73,6 +80,8 @@ class _Template:
         self._work = work
         self._good: tuple[Inputs, str] | None = None
         self._next: tuple[Inputs, str] | None = None
+        self._keyring = Keyring()
+        self._bundles: BundleKeeper | None = None
 
     def run(self) -> int:
         wake, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -115,6 +124,7 @@ class _Template:
         elif isinstance(message, Commit):
             if self._next is not None:
                 self._good, self._next = self._next, None
+                self._enforced(self._good[0])
                 _settle()
             self._say(Done(), frame.id)
         elif isinstance(message, Abort):
@@ -125,7 +135,7 @@ class _Template:
 
     def _load(self, message: Load) -> Message:
         try:
-            fresh = load_settled(self._load_configuration)
+            fresh = load_settled(self._load_configuration, self._keyring, self._fetched())
             if self._good is not None:
                 refuse_restart_only(self._good[0], fresh[0])
         except Exception as exc:
@@ -139,6 +149,7 @@ class _Template:
             self._good = fresh
             for note in inputs.loaded.notes:
                 log.warning(note)
+            self._enforced(inputs)
             _settle()
         else:
             self._next = fresh
@@ -152,7 +163,25 @@ class _Template:
             configuration.drain_s,
             configuration.restart_s,
             inputs.policy.rule_count,
+            str(configuration.admin.token_file or ""),
+            self._bundles.refused if self._bundles is not None else "",
         )
+
+    def _fetched(self) -> BundleKeeper | None:
+        """The bundles, asked for anew where they come from a URL. A loop of its own, which leaves nothing running."""
+        config = self._load_configuration().configuration.bundle
+        if config is None:
+            return None
+        if self._bundles is None:
+            self._bundles = BundleKeeper(bundle_settings(config))
+        asyncio.run(self._bundles.fetch_first())
+        return self._bundles
+
+    def _enforced(self, inputs: Inputs) -> None:
+        """From now on the version of the bundle may not go back."""
+        if inputs.candidate is not None and self._bundles is not None:
+            with contextlib.suppress(OSError):  # workers keep it too, and tell
+                self._bundles.commit(inputs.candidate)
 
     def _fork(self, message: Fork, frame: Frame) -> None:
         if self._good is None:
@@ -173,7 +202,7 @@ class _Template:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for descriptor in self._wakes:
                 os.close(descriptor)
-            status = self._work(_birth(message, frame.descriptors, self._good))
+            status = self._work(_birth(message, frame.descriptors, self._good, self._bundles))
             sys.stdout.flush()
         except BaseException as exc:
             # the outermost frame of the worker: it must never return into the template's loop
@@ -183,12 +212,12 @@ class _Template:
             os._exit(status)
 
 
-def _birth(message: Fork, descriptors: list[int], good: tuple[Inputs, str]) -> Birth:
+def _birth(message: Fork, descriptors: list[int], good: tuple[Inputs, str], bundles: BundleKeeper | None) -> Birth:
     rest = iter(descriptors)
     link = socket.socket(fileno=next(rest))
     sockets = {address: [socket.socket(fileno=next(rest)) for _ in range(count)] for address, count in message.sockets}
     shared = {name: next(rest) for name in message.shared}
-    return Birth(message.number, good[0], good[1], link, sockets, shared)
+    return Birth(message.number, good[0], good[1], link, sockets, shared, bundles, message.contained)
 
 
 def _settle() -> None:

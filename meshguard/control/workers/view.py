@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from socket import socket
 from typing import Any
 
 from meshguard.control.admin import AdminServer, Providers, Status, WorkersStatus
 from meshguard.control.live import oldest, summed
+from meshguard.control.observing import observing
+from meshguard.control.operations import AdminRequest, Operation, OperationError, admin_token
 from meshguard.control.workers.merge import Totals, families_of, merged
-from meshguard.control.workers.messages import Report, Reported
+from meshguard.control.workers.messages import Contain, Done, Loaded, Operate, Operated, Report, Reported
 from meshguard.control.workers.slot import Slot
 from meshguard.control.workers.status_json import status_of, together
 from meshguard.telemetry.metrics import Family, Kind, Registry
 
 __all__ = ["View"]
 
+log = logging.getLogger(__name__)
+
+_QUARANTINE = "/quarantine"
+_OPERATE_S = 5.0
 _REPORT_S = 2.0
 """For a report; who does not answer in time is shown as of the last one."""
 
@@ -33,29 +41,47 @@ class View:
         self._since = 0.0
         self._reloaded = 0
         self._admin: AdminServer | None = None
+        self.contained: list[dict[str, Any]] = []  # the quarantine in force, for workers that begin
+        self._containing = asyncio.Lock()
         self.draining = False
         self.reload_error = ""
         registry.collect(self._own)
 
-    async def open(self, address: str, given: socket | None, stop: asyncio.Event, drained: asyncio.Event, restart: asyncio.Event) -> None:
-        """Opens the admin port. Raises OSError."""
+    async def open(self, loaded: Loaded, given: socket | None, stop: asyncio.Event, drained: asyncio.Event, restart: asyncio.Event) -> None:
+        """Opens the admin port. Raises OSError, DocumentError where its token cannot be used."""
 
         async def wait_drained() -> None:
             await drained.wait()
 
-        providers = Providers(
-            self.status,
-            self.families,
-            stop.set,
-            wait_drained,
-            refresh=self.refresh,
-            restart=restart.set,
-            stats=self._stats,
-            requests=self._requests,
-        )
-        self._admin = AdminServer(providers)
-        host, _, port = address.rpartition(":")
-        await self._admin.start(host.strip("[]"), int(port), given)
+        token = admin_token(Path(loaded.token_file), create=True) if loaded.token_file else b""
+        providers = Providers(self.status, self.families, stop.set, wait_drained, refresh=self.refresh)
+        self._admin = admin = AdminServer(providers, token=lambda: token)
+        for path, operation in observing(self.status, self._stats, self._requests, restart.set).items():
+            admin.extend(path, operation)
+        admin.extend(_QUARANTINE, Operation(("GET", "POST", "DELETE"), self._contain))
+        host, _, port = loaded.admin.rpartition(":")
+        await admin.start(host.strip("[]"), int(port), given)
+
+    async def _contain(self, request: AdminRequest) -> tuple[int, object]:
+        """One worker carries the operation out (and keeps it, where there is a file); then it is in force in all others."""
+        async with self._containing:
+            serving = [slot for slot in self._slots if slot.state == "serving"]
+            if not serving:
+                raise OperationError(503, "no worker serves")
+            operate = Operate(_QUARANTINE, request.method, dict(request.query), request.body.decode("utf-8", "replace"))
+            answer = await serving[0].ask(operate, timeout_s=_OPERATE_S)
+            if not isinstance(answer, Operated):
+                raise OperationError(503, "the worker did not answer; ask again")
+            if answer.status >= 300:
+                raise OperationError(answer.status, str(answer.value))
+            if request.method != "GET":
+                self.contained = entries = answer.value["quarantine"]
+                taken = await asyncio.gather(*(slot.ask(Contain(entries), timeout_s=_OPERATE_S) for slot in serving[1:]))
+                for slot, done in zip(serving[1:], taken, strict=True):
+                    if not isinstance(done, Done) and slot.state == "serving":
+                        log.error("a worker did not take the quarantine and is replaced", extra={"data": {"worker": slot.number}})
+                        slot.kill()
+            return answer.status, answer.value
 
     @property
     def descriptor(self) -> int:

@@ -20,6 +20,7 @@ from meshguard.control.change import Change
 from meshguard.control.handover import Inheritance
 from meshguard.control.inputs import Inputs
 from meshguard.control.live import live_requests, live_stats
+from meshguard.control.operations import AdminRequest, OperationError
 from meshguard.control.process import Process
 from meshguard.control.settings.configuration import Configuration
 from meshguard.control.settings.load import LoadedConfiguration
@@ -32,11 +33,14 @@ from meshguard.control.workers.messages import (
     Adopt,
     Changed,
     Commit,
+    Contain,
     Done,
     Drain,
     Drained,
     Frame,
     Message,
+    Operate,
+    Operated,
     Prepare,
     Ready,
     Refused,
@@ -48,6 +52,7 @@ from meshguard.control.workers.messages import (
 )
 from meshguard.control.workers.template import Birth
 from meshguard.model.errors import MeshguardError
+from meshguard.sources.bundles import BundleKeeper
 from meshguard.sources.watch import watch
 from meshguard.telemetry.logs import LineHandler
 from meshguard.telemetry.metrics import Registry
@@ -99,13 +104,22 @@ class Worker(Process):
             Watch: self._watch,
             Adopt: self._adopt,
             Release: self._release,
+            Operate: self._operate,
+            Contain: self._contain,
             Drain: self._drain,
         }
 
     # -- one of many --------------------------------------------------------------------------------------------------------
 
-    def _first_inputs(self) -> Inputs:
+    async def _first_bundles(self) -> BundleKeeper | None:
+        return self._birth.bundles
+
+    def _first_inputs(self, bundles: BundleKeeper | None) -> Inputs:
         return self._birth.inputs
+
+    def _contain_more(self) -> None:
+        if self._birth.contained and not self._quarantine.current:  # a file is the truth
+            self._quarantine.take(self._birth.contained)
 
     def _parts(self, inputs: Inputs) -> list[Coroutine[None, None, None]]:
         return [self._watch_when_told(), self._serve_supervisor()]
@@ -192,9 +206,13 @@ class Worker(Process):
         self._runtime.given.update(given)
         loaded = ""
 
+        bundles = self._runtime.bundles
+        if bundles is not None:
+            await bundles.fetch_first()
+
         def load() -> Inputs:
             nonlocal loaded
-            inputs, loaded = load_settled(self._load_configuration)
+            inputs, loaded = load_settled(self._load_configuration, self._runtime.keyring, bundles)
             if loaded != message.fingerprint:
                 raise Unsettled("the documents changed since they were checked")
             return inputs
@@ -280,6 +298,20 @@ class Worker(Process):
             listener = self._runtime.listeners.get(name)
             if listener is not None:
                 listener.let_go(server)
+        return self._done()
+
+    async def _operate(self, message: Operate, descriptors: list[int]) -> Message:
+        operation = self._quarantine.operation()
+        try:
+            status, value = await operation.handle(AdminRequest(message.method, message.query, message.body.encode()))
+        except OperationError as exc:
+            return Operated(exc.status, exc.title)
+        except ValueError as exc:
+            return Operated(400, str(exc))
+        return Operated(status, value)
+
+    async def _contain(self, message: Contain, descriptors: list[int]) -> Message:
+        self._quarantine.take(message.entries)
         return self._done()
 
     async def _drain(self, message: Drain, descriptors: list[int]) -> Message:

@@ -127,7 +127,7 @@ class Line(Pool):
     def may_retry(self, call: Call) -> bool:
         """May `call` be submitted (again) after its connection died before any octet of a response? The caller answers for the
         request being safe to repeat. True counts as one of its attempts."""
-        if not self.budget.allows(call.attempts, self._in_flight + len(self._waiting) - self._owned):
+        if not self.budget.allows(call.attempts, self._in_flight + len(self._waiting) - self._owned, call.most):
             return False
         call.attempts += 1
         return True

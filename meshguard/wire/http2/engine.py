@@ -1,16 +1,16 @@
 """The interface that every HTTP/2 engine has: ours and the reference engine on the `h2` library.
 
-An engine is one connection without I/O. `receive(data, now)` takes octets and calls the *sink*, synchronously and in order; whatever it
-or a sending method wants to write gathers in the engine until `take()`. The owner of the engine calls `take()` once per turn, so that many frames
-become one write. Sinks may call sending methods from their callbacks; a sending method never calls the sink.
+An engine is one connection without I/O. `receive(data, now)` takes octets and calls the *sink*, synchronously and in order; whatever it or
+a sending method wants to write gathers in the engine until `take()`. The owner of the engine calls `take()` once per turn, so that many
+frames become one write. Sinks may call sending methods from their callbacks; a sending method never calls the sink.
 
-Flow control. Received DATA is given out at once and counts against our windows until `consumed(stream, octets)`; an owner that holds a
-body back does not call it, and the peer has to stop (bounded by the windows). To be sent, data beyond the peer's windows waits in the engine:
-`send_data` returns the octets that wait on that stream, the owner pauses the source above its high-water mark, and `writable(stream)` is called
-when what waited has gone out.
+Flow control. Received DATA is given out at once and counts against our windows until `consumed(stream, octets)`; an owner that holds a body
+back does not call it, and the peer has to stop (bounded by the windows). To be sent, data beyond the peer's windows waits in the engine:
+`send_data` returns the octets that wait on that stream, the owner pauses the source above its high-water mark, and `writable(stream)` is
+called when what waited has gone out.
 
-Errors. A stream error is answered by RST_STREAM by the engine itself, then `aborted` is called. A connection error queues GOAWAY, then `failed`
-is called once; the owner writes what `take()` gives and closes. After `failed` an engine ignores everything.
+Errors. A stream error is answered by RST_STREAM by the engine itself, then `aborted` is called. A connection error queues GOAWAY, then
+`failed` is called once; the owner writes what `take()` gives and closes. After `failed` an engine ignores everything.
 """
 
 from __future__ import annotations
@@ -111,8 +111,9 @@ class ServerSink(Protocol):
         CONNECT (RFC 8441) has its `:protocol` in `head.specials` as (b":protocol", value) and length CHUNKED."""
 
     def refused(self, stream: int, error: RequestError, answerable: bool) -> None:
-        """A head that broke a rule. `answerable`: a limit or a house rule (431, 414, 400 for an ambiguous spelling ...): the owner answers on the
-        stream. Otherwise the request was malformed (RFC 9113 section 8.1.1), the stream is reset already, and the owner only records it."""
+        """A head that broke a rule. `answerable`: a limit or a house rule (431, 414, 400 for an ambiguous spelling ...): the owner answers
+        on the stream. Otherwise the request was malformed (RFC 9113 section 8.1.1), the stream is reset already, and the owner only
+        records it."""
 
     def data(self, stream: int, data: bytes) -> None: ...
 
@@ -202,8 +203,9 @@ class ClientEngine(Protocol):
     def take(self) -> bytes: ...
 
     def request(self, head: bytes, scheme: bytes, end: bool) -> int:
-        """Sends a request whose head is serialised as for HTTP/1.1 (it was written by us, so it is beyond doubt): request line, host, fields,
-        empty line; gives its stream. Encoded line by line, with a cache. An `upgrade`-less extended CONNECT has `:protocol` as a line."""
+        """Sends a request whose head is serialised as for HTTP/1.1 (it was written by us, so it is beyond doubt): request line, host,
+        fields, empty line; gives its stream. Encoded line by line, with a cache. An `upgrade`-less extended CONNECT has `:protocol` as a
+        line."""
         ...
 
     def send_data(self, stream: int, data: bytes, end: bool) -> int: ...

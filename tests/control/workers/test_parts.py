@@ -193,8 +193,8 @@ def test_all_metrics_of_a_registry_survive_the_way() -> None:
 
 def test_states_together() -> None:
     up, down = EndpointStatus("a:1", True), EndpointStatus("a:1", False, "refused")
-    one = Status("d1", 1, 10.0, "", "id", 500.0, (ListenerStatus("l", "x", False),), {"c": (down,)}, False, 2)
-    two = Status("d2", 2, 20.0, "bad", "id", 400.0, (ListenerStatus("l", "x", True),), {"c": (up,)}, False, 3)
+    one = Status("d1", 1, 10.0, "", "id", 500.0, (ListenerStatus("l", "x", False),), {"c": (down,)}, {"k": {"state": "fresh"}}, False, 2)
+    two = Status("d2", 2, 20.0, "bad", "id", 400.0, (ListenerStatus("l", "x", True),), {"c": (up,)}, {}, False, 3)
     assert status_json.status_of(status_json.plain(one)) == one
     both = status_json.together([one, two])
     assert (both.policy_digest, both.identity_not_after, both.active, both.reload_error) == ("d2", 400.0, 5, "bad")
