@@ -114,6 +114,10 @@ class Undecided:
     def cut(self, why: str) -> None:
         self.abandon(why)
 
+    @property
+    def exchanges(self) -> list[Stream]:
+        return []
+
     def recall(self, overstays: Callable[[Stream], bool]) -> bool:
         return False
 

@@ -354,6 +354,11 @@ class Http1Connection(Http1Answers):
         elif not self._lingering and not self._head_since:
             self._close()
 
+    @property
+    def exchanges(self) -> list[Stream]:
+        """What is under way: one or none."""
+        return [self.stream] if self.stream is not None else []
+
     def recall(self, overstays: Callable[[Stream], bool]) -> bool:
         """Ends the exchange under way, and the connection with it, when the policy no longer allows it."""
         if self.stream is None or not overstays(self.stream):

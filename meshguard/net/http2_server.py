@@ -332,6 +332,11 @@ class Http2Connection:
             self.engine.goaway(NO_ERROR, _ANY_STREAM)
             self.wake()
 
+    @property
+    def exchanges(self) -> list[Stream]:
+        """What is under way."""
+        return [door.stream for door in self._streams.values() if door.stream is not None]
+
     def recall(self, overstays: Callable[[Stream], bool]) -> bool:
         """Ends the streams that the policy no longer allows. The connection goes on: false."""
         for door in list(self._streams.values()):

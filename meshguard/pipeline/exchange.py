@@ -193,7 +193,8 @@ class Exchange(ExchangeState):
         self.response_bytes = len(body)
         self._connection = self._door = None
         connection.finish(True)
-        door.send_whole(head.status, head.block if plan.response_operations is None else plan.response_operations.apply(head.block), body)
+        block = head.block if plan.response_operations is None else plan.response_operations.apply(head.block)
+        door.send_whole(head.status, block + self.limit_lines if self.limit_lines else block, body)
         self.finish()
         door.exchange_over(True)
 
@@ -225,6 +226,8 @@ class Exchange(ExchangeState):
         door = self._door
         if door is not None:
             self._response_sent = True
+            if self.limit_lines:
+                block += self.limit_lines
             door.send_head(status, block, head.length if length is None else length, head.specials)
 
     def _interim(self, door: Downstream, head: ResponseHead) -> None:
@@ -316,6 +319,8 @@ class Exchange(ExchangeState):
             body = b""
         else:
             block, body = problem_response(reason, self.decision_id, self._retry_after_s(reason))
+        if self.limit_lines:
+            block += self.limit_lines
         self.response_bytes = len(body)
         if self.plan is not None and reason is self.plan.answer:
             block += self.plan.location

@@ -316,11 +316,13 @@ def trace(journey: Journey, exchange: Exchange) -> object:
 
 
 def decide(journey: Journey, exchange: Exchange) -> object:
-    """The policy's answer. Nothing has been sent, and without a Permit nothing will be."""
+    """The policy's answer, and rate limits around it. Nothing has been sent, and without a Permit nothing will be."""
     plan = exchange.plan
     if plan is None:
         raise RequestError(INTERNAL_ERROR, "no plan")
-    outlook = plan.outlook
+    outlook, limits, facts = plan.outlook, plan.rate_limits, None
+    if limits is not None and limits.early:
+        limits.before_decision(exchange)
     if isinstance(outlook, Conditional):
         facts = RequestFacts(exchange, time())
         verdict = outlook.decide(facts)
@@ -332,6 +334,8 @@ def decide(journey: Journey, exchange: Exchange) -> object:
         raise RequestError(verdict.reason)
     if plan.refusal is not None:
         raise RequestError(plan.refusal, plan.refusal_detail)
+    if limits is not None and limits.late:
+        limits.after_decision(exchange, facts)
     return None
 
 
