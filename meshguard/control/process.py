@@ -59,7 +59,7 @@ class _Process:
         self._runtime.bundles = bundles
         if bundles is not None:
             await bundles.fetch_first()
-        inputs = load_inputs(self._load_configuration, bundles)
+        inputs = load_inputs(self._load_configuration, self._runtime.keyring, bundles)
         configuration = inputs.configuration
         telemetry = Telemetry(configuration, self._registry)
         for note in inputs.loaded.notes:
@@ -67,6 +67,7 @@ class _Process:
         runtime = self._runtime
         tokens = TokenKeys(configuration.jwt)
         await tokens.load()
+        await runtime.keyring.start(inputs.keys)
         source = _identity_source(configuration, runtime.report_identity_problem)
         updates: AsyncGenerator[IdentityUpdate, None] | None = source.updates() if source is not None else None
         identity = await first_update(updates, _IDENTITY_S) if updates is not None else None
@@ -109,6 +110,7 @@ class _Process:
                 self._drained.set()
                 for task in work:
                     task.cancel()
+                await runtime.keyring.close()
         finally:
             await admin.close()
             telemetry.close()
@@ -160,7 +162,8 @@ class _Process:
     # -- what is told ---------------------------------------------------------------------------------------------------
 
     def _families(self) -> Iterable[Family]:
-        return families(self._runtime, len(asyncio.all_tasks()))
+        yield from families(self._runtime, len(asyncio.all_tasks()))
+        yield from self._runtime.keyring.families()
 
     def _status(self) -> Status:
         runtime = self._runtime
@@ -183,6 +186,7 @@ class _Process:
                 )
                 for name, cluster in runtime.upstreams.clusters.items()
             },
+            keys=runtime.keyring.status(),
             draining=state.draining,
             active=sum(int(journey.active.value) for journey in runtime.journeys.values()),
         )

@@ -20,8 +20,11 @@ from typing import TYPE_CHECKING
 
 from meshguard.control.bundles import keep
 from meshguard.control.destinations import DynamicClusters
+from meshguard.control.doors import door_maker
 from meshguard.control.inputs import Inputs, load_inputs
-from meshguard.control.judgements import address, connection_limit, own_principal, server_context, still_trusted
+from meshguard.control.judgements import address, connection_limit, own_principal, server_context
+from meshguard.control.keyring import Keyring
+from meshguard.control.living import judge_doors, judge_upstreams
 from meshguard.control.settings.listeners import ListenerConfig
 from meshguard.control.settings.load import LoadedConfiguration
 from meshguard.control.telemetry import Telemetry
@@ -30,8 +33,7 @@ from meshguard.control.views import listener_view
 from meshguard.fields.views import Reader
 from meshguard.integrity.bundle import BundleError
 from meshguard.model.errors import DocumentError, MeshguardError, Problem
-from meshguard.net.http1_server import Http1Connection
-from meshguard.net.listener import Listener, TlsGate
+from meshguard.net.listener import Listener, ServerDoor, TlsGate
 from meshguard.net.tls import worn_out
 from meshguard.pipeline.inspection import InspectionBudget
 from meshguard.pipeline.journey import Journey
@@ -84,8 +86,9 @@ class Runtime:
         self.state = State()
         self.upstreams = Upstreams()
         self.dynamic = DynamicClusters(self.upstreams.new_connector)
+        self.keyring = Keyring()
         self.journeys: dict[str, Journey] = {}
-        self.listeners: dict[str, Listener[Http1Connection]] = {}
+        self.listeners: dict[str, Listener[ServerDoor]] = {}
         self.inputs: Inputs = None  # type: ignore[assignment]  # set by start before anything else runs
         self.snapshot: Snapshot | None = None
         self.telemetry: Telemetry = None  # type: ignore[assignment]  # likewise
@@ -99,7 +102,7 @@ class Runtime:
         self._tokens: TokenVerifier | None = None
         self._retired: list[Cluster | Destinations] = []
         self._retiring: set[asyncio.Task[None]] = set()
-        self._leaving: list[tuple[Journey, Listener[Http1Connection]]] = []
+        self._leaving: list[tuple[Journey, Listener[ServerDoor]]] = []
         self._collected_at = float("-inf")
         self._not_renewable: set[str] = set()
         self.quarantine = NOBODY
@@ -128,8 +131,9 @@ class Runtime:
         """Reads all documents anew and takes them over, or keeps the last good state and says why. True when taken over."""
         async with self._changing:
             try:
-                inputs = await asyncio.to_thread(load_inputs, self._load_configuration, self.bundles)
+                inputs = await asyncio.to_thread(load_inputs, self._load_configuration, self.keyring, self.bundles)
                 self._refuse_restart_only(inputs)
+                await self.keyring.start(inputs.keys)
                 await self._change(inputs, self._identity)
             except Exception as exc:
                 # the outermost loop of a background service: whatever a change does wrong, what is in force goes on
@@ -245,6 +249,7 @@ class Runtime:
             before.release()
         if inputs.candidate is not None and self.bundles is not None:
             keep(self.bundles, inputs.candidate)
+        await self.keyring.keep(inputs.keys, self._background)
         self._settle_memory()
         self._not_renewable.clear()
         if self.quarantine:
@@ -254,9 +259,9 @@ class Runtime:
 
     def _bind_new(
         self, snapshot: Snapshot, configs: Mapping[str, ListenerConfig], contexts: Mapping[str, ssl.SSLContext | None]
-    ) -> list[tuple[Journey, Listener[Http1Connection]]]:
+    ) -> list[tuple[Journey, Listener[ServerDoor]]]:
         """Listeners that are new in this configuration, with their addresses taken. Raises OSError, and then none is."""
-        fresh: list[tuple[Journey, Listener[Http1Connection]]] = []
+        fresh: list[tuple[Journey, Listener[ServerDoor]]] = []
         try:
             for name, config in configs.items():
                 if name not in self.listeners:
@@ -264,6 +269,8 @@ class Runtime:
                     listener = self._new_listener(name, config, journey, TlsGate(contexts[name], connection_limit(config)))
                     fresh.append((journey, listener))
                     listener.bind()
+                    if config.capture == "tproxy":
+                        listener.take_any_destination()
         except OSError:
             for _, listener in fresh:
                 listener.release()
@@ -282,8 +289,7 @@ class Runtime:
 
     def _swap(self, snapshot: Snapshot, inputs: Inputs, contexts: dict[str, ssl.SSLContext | None]) -> None:
         configuration = inputs.configuration
-        self.budget.body_bytes = configuration.limits.inspect_body_bytes
-        self.budget.total_bytes = configuration.limits.inspect_total_bytes
+        self.budget.limit(configuration.limits.inspect_body_bytes, configuration.limits.inspect_total_bytes)
         for name, config in configuration.listeners.items():
             journey, gate = self.journeys[name], self.listeners[name].gate
             view = snapshot.listeners[name]
@@ -291,16 +297,17 @@ class Runtime:
             gate.context = contexts[name]
             gate.limit = connection_limit(config)
             gate.buffer_bytes = config.limits.buffer_bytes
+            journey.budget.limit(config.limits.inspect_body_bytes, config.limits.inspect_total_bytes)
             changed = journey.snapshot.listeners[name].configured != view.configured
             journey.snapshot = snapshot
             if changed:
-                for door in journey.connections:
+                for door in list(journey.connections):
                     door.adopt(view.new_engine(view.wire_limits, view.field_rules), view.limits)
         for name in [name for name in self.listeners if name not in configuration.listeners]:
             self._leave(self.journeys.pop(name), self.listeners.pop(name))
         self.judge_connections()
 
-    def _leave(self, journey: Journey, listener: Listener[Http1Connection]) -> None:
+    def _leave(self, journey: Journey, listener: Listener[ServerDoor]) -> None:
         """A listener that is no longer configured: what runs finishes, under the identities that are trusted now."""
         journey.draining = True
         entry = (journey, listener)
@@ -325,22 +332,18 @@ class Runtime:
             telemetry.request_metrics.active(name),
             self._boot_id,
             self._numbers.__next__,
-            self.budget,
+            InspectionBudget(within=self.budget),
             telemetry.handshake_failed,
         )
 
-    def _new_listener(self, name: str, config: ListenerConfig, journey: Journey, gate: TlsGate) -> Listener[Http1Connection]:
-        def new_door() -> Http1Connection:
-            view = journey.snapshot.listeners[name]
-            return Http1Connection(journey, view.new_engine(view.wire_limits, view.field_rules), view.limits)
-
+    def _new_listener(self, name: str, config: ListenerConfig, journey: Journey, gate: TlsGate) -> Listener[ServerDoor]:
         def on_load(share: float) -> None:
             view = journey.snapshot.listeners[name]
             full = share * listener.gate.limit
             journey.crowded = full > 1 and share >= view.close_share
             journey.shedding = full > 1 and share > view.shed_share
 
-        listener = Listener(name, (config.address.host, config.address.port), gate, new_door, journey.connections, on_load)
+        listener = Listener(name, (config.address.host, config.address.port), gate, door_maker(journey, name), journey.connections, on_load)
         return listener
 
     async def _retire(self, cluster: Cluster | Destinations) -> None:
@@ -357,32 +360,13 @@ class Runtime:
     # -- living identities ----------------------------------------------------------------------------------------------
 
     def judge_connections(self) -> None:
-        """Ends connections whose caller may no longer be served: expired, revoked, untrusted or, with a request under way, now denied."""
+        """Ends connections, on both sides, whose identity is no longer good."""
         now = time.time()
         for journey in self.journeys.values():
-            snapshot = journey.snapshot
-            for door in list(journey.connections):
-                peer = door.peer
-                if peer is None:
-                    continue
-                if peer.table is None or peer.table.snapshot is not snapshot:
-                    before = peer.refusal
-                    journey.identify_peer(peer, snapshot)
-                    if peer.refusal is not None and before is None:
-                        door.cut(peer.refusal.code)
-                        continue
-                if door.stream is not None and journey.overstays(door.stream, snapshot):
-                    door.cut("policy_denied")
-                elif now >= peer.expires or not still_trusted(peer, snapshot.trust, now):
-                    door.cut("identity_expired")
+            judge_doors(journey, journey.snapshot, journey.snapshot.trust, now)
         for journey, _ in self._leaving:
-            for door in list(journey.connections):
-                if door.peer is None:
-                    continue
-                if door.stream is not None and self.snapshot is not None and journey.overstays(door.stream, self.snapshot):
-                    door.cut("policy_denied")
-                elif now >= door.peer.expires or not still_trusted(door.peer, self._trust, now):
-                    door.cut("identity_expired")
+            judge_doors(journey, self.snapshot or journey.snapshot, self._trust, now, leaving=True)
+        judge_upstreams((*self.upstreams.clusters.values(), *self.dynamic.by_name.values(), *self._retired), self._trust, now)
 
     async def watch(self) -> None:
         """Judges all connections twice a second (an expired SVID ends its connections within a second), renews worn contexts, sweeps

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
+from meshguard.control.protocols import http2_view, protocols
 from meshguard.control.settings.edge import HstsConfig
 from meshguard.control.settings.listeners import HeaderChanges, ListenerConfig, RouteConfig
 from meshguard.net.limits import ConnectionLimits, WebSocketLimits
-from meshguard.net.own_addresses import parse_networks
-from meshguard.pipeline.forwarding import Forwarding
 from meshguard.pipeline.routes import HeaderOperations, Redirect, Route, RouteTable, authority_matcher
 from meshguard.pipeline.snapshot import ListenerView
 from meshguard.policy.paths import Parameter, parse_template
@@ -18,6 +18,9 @@ from meshguard.wire import http1, reference
 from meshguard.wire.events import RequestEngine, WireLimits
 from meshguard.wire.semantics import FieldRules
 from meshguard.wire.target import STRICT, PathOptions
+
+if TYPE_CHECKING:
+    from meshguard.pipeline.forwarding import Forwarding
 
 __all__ = ["ENGINES", "listener_view", "path_matcher", "principal_matcher", "wire_limits"]
 
@@ -40,9 +43,7 @@ def listener_view(name: str, config: ListenerConfig) -> ListenerView:
     return ListenerView(
         name=name,
         routes=RouteTable(
-            [_route(route, strict, config.websocket) for route in config.routes]
-            if config.routes
-            else [_only_route(name, config, strict)],
+            [_route(route, strict, config.websocket) for route in config.routes] if config.routes else [_only_route(name, config, strict)],
             authority_matcher(config.authorities) if config.authorities else None,
         ),
         limits=ConnectionLimits(
@@ -71,12 +72,23 @@ def listener_view(name: str, config: ListenerConfig) -> ListenerView:
         shed_share=limits.overload_shed_percent / 100,
         plaintext_until=config.permissive_until.timestamp() if config.permissive_until is not None else 0.0,
         outbound=config.direction == "outbound",
-        original=config.capture != "none",
-        forwarding=Forwarding(config.forwarded, config.trusted_hops, parse_networks(config.trusted_addresses)),
+        capture=config.capture,
+        address=(config.address.host, config.address.port),
+        forwarding=_forwarding(config),
         redirect=None if config.redirect is None else Redirect(config.redirect.port, config.redirect.status),
         answer_lines=b"".join(f"{key}: {value}\r\n".encode("ascii") for key, value in strict.items()),
         trusts=principal_matcher(config.trusted_proxies) if config.trusted_proxies else None,
+        http2=http2_view(config) if "h2" in protocols(config) else None,
     )
+
+
+def _forwarding(config: ListenerConfig) -> Forwarding | None:
+    if config.forwarded == "x-forwarded" and not (config.trusted_hops or config.trusted_addresses or config.trusted_proxies):
+        return None
+    from meshguard.pipeline.forwarding import Forwarding
+    from meshguard.wire.forwarded import parse_networks
+
+    return Forwarding(config.forwarded, config.trusted_hops, parse_networks(config.trusted_addresses))
 
 
 def _strict_transport(config: HstsConfig) -> str:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import re
 from binascii import a2b_base64, b2a_base64
+from collections.abc import Callable
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -185,6 +186,27 @@ class Envelope:
         except JsonError:
             raise NotOpenedError from None
         return raw, key.version
+
+    @property
+    def renews(self) -> bool:
+        """The keyset says so: what passes under an older version is to be `renewed`."""
+        return self._keyset.renews
+
+    def renewed(self, sealed: bytes, nonce: Callable[[], bytes]) -> bytes | None:
+        """`sealed` under the primary version, None when it is that already, or does not open here, or cannot be sealed: then it passes as
+        it is. `nonce()` gives 12 random octets, and is asked only when they are used."""
+        match = _SEALED(sealed)
+        if match is None:
+            return None
+        if self._versions is not self._keyset.versions:
+            self._follow()
+        key = self._openers.get(match[1]) or (self._learned.get(match[1]) or self._read(match[1]))[0]
+        if key is None or key is self._keyset.primary or self._keyset.primary is None:
+            return None
+        try:
+            return self.seal(self.open(sealed)[0], nonce())
+        except (NotOpenedError, KeysetError):
+            return None
 
     def _subkey(self, header: bytes) -> tuple[DataKey | None, bytes, AESGCM | None]:
         """The version, the salt and the cipher of a header that names a subkey of ours; None where it does not."""

@@ -184,10 +184,11 @@ class DataKey:
 class Keyset:
     """The versions of one key, newest last. Exactly one is primary, unless all are disabled or destroyed.
 
-    `tenancy` says how tenants are kept apart; `tenants` are the secrets of those that have one (Tenancy.OWN).
+    `tenancy` says how tenants are kept apart; `tenants` are the secrets of those that have one (Tenancy.OWN). `renews`: values that
+    pass under an older version are sealed anew under the primary one.
     """
 
-    __slots__ = ("name", "primary", "tenancy", "tenants", "versions")
+    __slots__ = ("name", "primary", "renews", "tenancy", "tenants", "versions")
 
     def __init__(
         self,
@@ -199,6 +200,7 @@ class Keyset:
         if not is_keyset_name(name):
             raise KeysetError("expected a keyset name of at most 64 letters, digits, '_', '.' and '-'")
         self.name = name
+        self.renews = False
         self.tenancy = tenancy
         self.tenants: Mapping[str, KeyMaterial] = {}
         self.adopt(versions, tenants or {})

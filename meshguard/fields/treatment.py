@@ -72,6 +72,12 @@ class Work:
         form = protection.form_of(raw)
         plain = form is Form.PLAIN
         if kind not in ("open", "mask", "token"):
+            if form is Form.SEALED and kind == "ciphertext" and protection.envelope.renews:
+                renewed = protection.envelope.renewed(raw, self._nonce)
+                if renewed is not None:
+                    self.changed = True
+                    self._count("rewrap", number, protection.envelope.version)
+                    return renewed
             if not plain or (raw == b"null" and not field.seal_null):
                 return self._pass(number, raw)
             return self._protect(number, kind, protection, raw, style)

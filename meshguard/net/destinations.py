@@ -137,8 +137,8 @@ class Destinations:
     def __len__(self) -> int:
         return len(self._members)
 
-    def __iter__(self) -> Iterator[tuple[Cluster, Connector]]:
-        return iter([(member.cluster, member.connector) for member in (*self._members.values(), *self._ending)])
+    def __iter__(self) -> Iterator[Cluster]:
+        return iter([member.cluster for member in (*self._members.values(), *self._ending)])
 
     # -- requests -------------------------------------------------------------------------------------------------------
 

@@ -11,12 +11,15 @@ import socket
 import ssl
 from collections.abc import Callable
 from time import monotonic, time
-from typing import Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 from meshguard.model.reasons import PLAINTEXT_REFUSED
 from meshguard.net.channel import Application, Channel, PlainChannel, TlsChannel
+from meshguard.net.limits import ConnectionLimits
+from meshguard.net.stream import Stream
+from meshguard.wire.events import RequestEngine
 
-__all__ = ["SWEEP_S", "Door", "Listener", "TlsGate"]
+__all__ = ["SWEEP_S", "Door", "Listener", "ServerDoor", "TlsGate"]
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +35,25 @@ class Door(Application, Protocol):
     def expire(self, now: float) -> None: ...
     def finish(self) -> None: ...
     def abandon(self, why: str) -> None: ...
+
+
+class ServerDoor(Door, Protocol):
+    """A downstream connection, whichever protocol it speaks. `peer` is None until it is established."""
+
+    peer: Any
+    draining: bool
+
+    @property
+    def protocol(self) -> str: ...
+
+    def recall(self, overstays: Callable[[Stream], bool]) -> bool:
+        """Ends what `overstays` says may no longer run; true when the whole connection ends with it."""
+
+    def cut(self, why: str) -> None:
+        """The caller may no longer be served."""
+
+    def adopt(self, engine: RequestEngine, limits: ConnectionLimits) -> None:
+        """Other settings of the listener; `engine` is a fresh one of HTTP/1.1."""
 
 
 class TlsGate:
@@ -91,6 +113,13 @@ class Listener(Generic[D]):
             raise
         self._socket = sock
         return sock
+
+    def take_any_destination(self) -> None:
+        """Connections to other addresses may be sent here (`capture: tproxy`). After `bind`. Raises PermissionError."""
+        from meshguard.net.original import make_transparent
+
+        if self._socket is not None:
+            make_transparent(self._socket)
 
     def release(self) -> None:
         """Gives up an address that was bound and not used."""
@@ -167,9 +196,9 @@ def _plaintext_answer() -> bytes:
     body = (
         f'{{"type":"urn:meshguard:problem:{reason.code}","title":"{reason.title}","status":{reason.status},"code":"{reason.code}"}}\n'
     ).encode("ascii")
-    return (
-        b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
-        % (len(body), body)
+    return b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b" % (
+        len(body),
+        body,
     )
 
 
@@ -220,4 +249,3 @@ class _Unborn:
         self._transport.close()
 
     close = abort
-

@@ -50,14 +50,19 @@ _PRIVATE = b"cache-control: private, no-cache\r\n"
 
 
 class InspectionBudget:
-    """Octets held for inspection, over all exchanges of a process."""
+    """Octets held for inspection, over all exchanges of a listener, `within` those of the process, whose total holds for both."""
 
-    __slots__ = ("body_bytes", "held", "total_bytes")
+    __slots__ = ("_within", "body_bytes", "held", "total_bytes")
 
-    def __init__(self, body_bytes: int = 1 << 20, total_bytes: int = 64 << 20) -> None:
+    def __init__(self, body_bytes: int = 1 << 20, total_bytes: int = 64 << 20, *, within: InspectionBudget | None = None) -> None:
+        self._within = within
+        self.limit(body_bytes, total_bytes)
+        self.held = 0
+
+    def limit(self, body_bytes: int, total_bytes: int) -> None:
+        """Other limits; what is held stays."""
         self.body_bytes = body_bytes
         self.total_bytes = total_bytes
-        self.held = 0
 
     def take(self, count: int, size: int) -> None:
         """`count` more octets for a body that then has `size`. Raises RequestError."""
@@ -65,7 +70,18 @@ class InspectionBudget:
             raise RequestError(BODY_OVER_LIMIT, f"more than {self.body_bytes} octets")
         if self.held + count > self.total_bytes:
             raise RequestError(INSPECTION_OVERLOADED)
+        within = self._within
+        if within is not None:
+            if within.held + count > within.total_bytes:
+                raise RequestError(INSPECTION_OVERLOADED)
+            within.held += count
         self.held += count
+
+    def give_back(self, count: int) -> None:
+        """`count` octets are no longer held."""
+        self.held -= count
+        if self._within is not None:
+            self._within.held -= count
 
 
 class Inspection:
@@ -329,7 +345,7 @@ class Inspection:
 
     def close(self) -> None:
         """Gives the budget back."""
-        self._journey.budget.held -= self._held
+        self._journey.budget.give_back(self._held)
         self._held = 0
         self._body = bytearray()
         self._request_body = None

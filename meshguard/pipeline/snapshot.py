@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from meshguard.model.principal import Principal
 from meshguard.net.limits import ConnectionLimits
-from meshguard.pipeline.forwarding import Forwarding
 from meshguard.pipeline.routes import Redirect, RouteTable
 from meshguard.wire.events import RequestEngine, WireLimits
 from meshguard.wire.semantics import FieldRules
@@ -19,15 +18,28 @@ if TYPE_CHECKING:
     from meshguard.identity.trust import TrustStore
     from meshguard.net.cluster.cluster import Cluster
     from meshguard.net.destinations import Destinations
+    from meshguard.net.original import CaptureMode
+    from meshguard.pipeline.forwarding import Forwarding
     from meshguard.pipeline.plan import Table
     from meshguard.pipeline.tokens import TokenVerifier
     from meshguard.policy.compiled import CompiledPolicy
+    from meshguard.wire.http2.engine import Http2Limits, ServerEngine, ServerSink
     from meshguard.wire.trace_context import Sampling
 
-__all__ = ["ListenerView", "Snapshot"]
+__all__ = ["Http2View", "ListenerView", "Snapshot"]
 
 _TABLES = 10_000
 """Identities with a table per listener; then the memo starts anew."""
+
+
+@dataclass(slots=True)
+class Http2View:
+    """HTTP/2 on a listener. `new_server(limits, rules, sink)`; `cleartext`: also without TLS, by its preface; `only`: nothing else."""
+
+    limits: Http2Limits
+    new_server: Callable[[Http2Limits, FieldRules, ServerSink], ServerEngine]
+    cleartext: bool
+    only: bool
 
 
 @dataclass(slots=True)
@@ -47,10 +59,12 @@ class ListenerView:
     configured: object = None  # the settings this view came from: equal ones change nothing for open connections
     trusts: Callable[[str], bool] | None = None
     outbound: bool = False  # the caller is the own workload, whoever connects
-    original: bool = False  # connections were redirected here: the address that the client wanted is asked for
-    forwarding: Forwarding = field(default_factory=Forwarding)
+    capture: CaptureMode = "none"  # how connections are redirected here
+    address: tuple[str, int] = ("", 0)
+    forwarding: Forwarding | None = None  # None: X-Forwarded-* of our own, and nobody is believed
     redirect: Redirect | None = None
     answer_lines: bytes = b""  # on our own answers too
+    http2: Http2View | None = None
     tables: dict[str, Table] = field(default_factory=dict)
 
 

@@ -50,6 +50,11 @@ class Condition(Protocol):
     @property
     def needs_claims(self) -> bool: ...
 
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """Equal for conditions that mean the same (hashable)."""
+        ...
+
     def allows(self, facts: Facts, claims: Mapping[str, object] | None) -> bool:
         """Whether an allow rule may count on it."""
         ...
@@ -89,6 +94,12 @@ class HeaderCondition:
         if values is None:
             return None
         return tuple(value.casefold() for value in values) if self._fold else tuple(values)
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        listed = (self._exact, self._prefix, self._suffix, self._contains)
+        values = tuple(None if each is None else frozenset(each) for each in listed)
+        return (self.kind, self._name, self._fold, self._present, self._absent, values)
 
     def allows(self, facts: Facts, claims: Mapping[str, object] | None) -> bool:
         lines = facts.header(self._name)
@@ -135,6 +146,10 @@ class ClaimCondition:
         self.keys = frozenset(map(member_key, values))
         self.text = f"{path} is {' or '.join(repr(value) for value in values[:8])}"
 
+    @property
+    def identity(self) -> tuple[object, ...]:
+        return (self.kind, self.path, self.keys)
+
     def allows(self, facts: Facts, claims: Mapping[str, object] | None) -> bool:
         return self.fits(claims)
 
@@ -149,7 +164,7 @@ class ClaimCondition:
 class TimeCondition:
     """Windows of time, one of which must be open."""
 
-    __slots__ = ("_windows", "text")
+    __slots__ = ("_windows", "identity", "text")
     kind = "time"
     needs_claims = False
 
@@ -157,6 +172,7 @@ class TimeCondition:
         self._windows = tuple(
             Window(entry.days, entry.opens, entry.closes, entry.timezone, entry.after, entry.before) for entry in documents
         )
+        self.identity: tuple[object, ...] = (self.kind, frozenset(window.text for window in self._windows))
         self.text = "time in " + " or ".join(window.text for window in self._windows[:8])
 
     def allows(self, facts: Facts, claims: Mapping[str, object] | None) -> bool:

@@ -267,7 +267,7 @@ def test_a_cluster_that_cannot_be(profile: str, cluster: str, expected: str) -> 
         ("jwt: [{issuer: i, audiences: [a], jwks: 'https://u:p@i.example/jwks'}]", "a URL without a user name or password"),
         ("jwt: [{issuer: i, audiences: [a], jwks: f, algorithms: [HS256]}]", "did you mean 'ES256'?"),
         ("jwt: [{issuer: i, audiences: [a], jwks: f, algorithms: [none]}]", "ES256, ES384"),
-        ("keys: {k: {provider: vault, path: x}}", "expected file, got 'vault'"),
+        ("keys: {k: {provider: valt, path: x}}", "expected file, vault, awskms or pkcs11, got 'valt'"),
         ("keys: {'a b': {provider: file, path: x}}", "a name of letters, digits"),
         ("telemetry: {sample: 2}", "a number at most 1"),
         ("telemetry: {otlp: 'collector:4318'}", "a URL such as http://collector:4318"),

@@ -9,9 +9,10 @@ from pydantic import ConfigDict, Field
 from meshguard.control.settings.bundle import BundleConfig
 from meshguard.control.settings.clusters import ClusterConfig
 from meshguard.control.settings.identity import IdentityConfig, JwtConfig
+from meshguard.control.settings.keys import KeysetConfig
 from meshguard.control.settings.limits import LimitsConfig
 from meshguard.control.settings.listeners import ListenerConfig
-from meshguard.control.settings.outputs import AdminConfig, DecisionLogConfig, KeysetConfig, QuarantineConfig, TelemetryConfig
+from meshguard.control.settings.outputs import AdminConfig, DecisionLogConfig, QuarantineConfig, TelemetryConfig
 from meshguard.control.settings.values import DocumentPath, Name, Section
 
 __all__ = ["Configuration"]
