@@ -17,6 +17,7 @@ from tests.e2e.test_outbound import files
 from tests.fields.test_protobuf import frame, order, shop, types
 from tests.harness.client import RawClient, Response, chunked, get
 from tests.harness.collector import Collector
+from tests.harness.http2 import Call, H2Client, H2Server
 from tests.harness.mesh import SHOP, Mesh
 from tests.harness.proxy import Proxy, eventually
 from tests.harness.upstream import Exchange, Upstream
@@ -51,6 +52,10 @@ FIELDS = [
 for _each in FIELDS:
     if _each.get("encrypt", "") is None:
         del _each["encrypt"]
+ROUTES = [
+    {"id": "grpc", "paths": ["/shop.v1.Orders/{method}"], "to": "grpc", "trailers": "keep"},
+    {"id": "rest", "to": "app"},
+]
 POLICY = {
     "roles": {"support": {"principals": [SHOP + "support-*"]}, "other": {"principals": [SHOP + "other"]}},
     "rules": [{"id": "all", "allow": "authenticated", "paths": ["/**"]}],
@@ -79,11 +84,14 @@ class App:
 class Pair:
     """`client` is beside the application orders, `server` beside billing. `wire` is what left the source for a peer without meshguard."""
 
-    def __init__(self, client: Proxy, server: Proxy, mesh: Mesh, behind: Upstream, app: App, wire: App, collector: Collector) -> None:
+    def __init__(
+        self, client: Proxy, server: Proxy, mesh: Mesh, behind: Upstream, grpc: H2Server, app: App, wire: App, collector: Collector
+    ) -> None:
         self.client = client
         self.server = server
         self.mesh = mesh
         self.behind = behind
+        self.grpc = grpc
         self.app = app
         self.wire = wire
         self.collector = collector
@@ -103,7 +111,7 @@ class Pair:
 def pair(mesh: Mesh, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     directory = tmp_path_factory.mktemp("formats")
     app, wire = App(), App()
-    with Upstream() as behind, Upstream() as beyond, Collector() as collector:
+    with Upstream() as behind, Upstream() as beyond, H2Server() as grpc, Collector() as collector:
         behind.default, beyond.default = app.serve, wire.serve
         telemetry = {"otlp": collector.url, "sample": 1.0}
         limits = {"inspect_body_bytes": 50_000}
@@ -117,8 +125,8 @@ def pair(mesh: Mesh, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]
             directory / "server",
             {
                 "identity": files(mesh, directory / "server", "billing"),
-                "listeners": {"inbound": {"tls": "mutual", "to": "app"}},
-                "clusters": {"app": mesh.endpoints(behind)},
+                "listeners": {"inbound": {"tls": "mutual", "routes": ROUTES}},
+                "clusters": {"app": mesh.endpoints(behind), "grpc": {"endpoints": [f"127.0.0.1:{grpc.port}"], "protocol": "h2"}},
                 "keys": keys,
                 "limits": limits,
                 "telemetry": telemetry,
@@ -144,7 +152,7 @@ def pair(mesh: Mesh, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]
             policies={"p.yaml": POLICY},
         )
         with server, client:
-            yield Pair(client, server, mesh, behind, app, wire, collector)
+            yield Pair(client, server, mesh, behind, grpc, app, wire, collector)
 
 
 def post(path: str, body: bytes, *fields: str) -> bytes:
@@ -328,13 +336,25 @@ def test_each_tenant_has_values_of_its_own(pair: Pair) -> None:
 
 def test_a_grpc_answer_is_treated_message_by_message(pair: Pair) -> None:
     message = order(id=7, payment=types()["Payment"](card=SECRET, amount=2.5), tags=[SECRET]).SerializeToString()
-    kind = "Content-Type: application/grpc"
-    pair.app.answers["/shop.v1.Orders/Get"] = (frame(message) * 3, (kind,))
-    assert pair.call(post("/shop.v1.Orders/Get", frame(b""), kind)).body == frame(message) * 3
-    sealed = pair.ask("stranger", post("/shop.v1.Orders/Get", frame(b""), kind)).body
+    kind = [("content-type", "application/grpc"), ("te", "trailers")]
+
+    def script(call: Call) -> None:
+        if call.ended:
+            call.answer(200, frame(message) * 3, kind[:1], trailers=[("grpc-status", "0")])
+
+    pair.grpc.default = script
+    answers = {}
+    for who in ("billing", "stranger"):
+        with H2Client(pair.server.address("inbound"), pair.mesh.client(who, ("h2",))) as client:
+            answers[who] = client.get("/shop.v1.Orders/Get", method="POST", fields=kind, body=frame(b""))
+    assert bytes(answers["billing"].body) == frame(message) * 3
+    sealed = bytes(answers["stranger"].body)
     assert SECRET.encode() not in sealed
-    read = types()["Order"].FromString(sealed[5 : 5 + int.from_bytes(sealed[1:5], "big")])
+    length = int.from_bytes(sealed[1:5], "big")
+    read = types()["Order"].FromString(sealed[5 : 5 + length])
     assert (read.id, read.payment.amount, read.payment.card[:3], read.tags[0][:3]) == (7, 2.5, "eyJ", "eyJ")
+    assert len(sealed) == 3 * (5 + length)
+    assert [answer.trailers for answer in answers.values()] == [{"grpc-status": "0"}] * 2
 
 
 def test_removed_fields_are_gone(pair: Pair) -> None:
