@@ -70,7 +70,7 @@ ROWS: tuple[Row, ...] = (
     ),
     Row("decision-log", "h1-mtls", _CPU, "cpu_us", load.closed_loop, (_SELF, Contestant("meshguard-no-log")), peers=False),
 )  # fmt: skip
-"""In the order of the tables. h2-mtls and grpc wait until the subject serves them."""
+"""In the order of the tables."""
 
 
 def contestants(row: Row, ours: str, peers: Iterable[str]) -> list[Contestant]:

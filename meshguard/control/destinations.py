@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from copy import copy
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from meshguard.control.settings.clusters import ClusterConfig, ClusterTls
+from meshguard.control.settings.clusters import ClusterConfig
 from meshguard.control.settings.configuration import Configuration
 from meshguard.control.settings.destinations import DestinationsConfig, placeholders
 from meshguard.control.upstreams import client_tls, cluster_settings, peer_verifier
@@ -22,13 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DynamicClusters", "destination_settings"]
 
-Prepared: TypeAlias = "tuple[DestinationSettings, Callable[[str], ClientTls | None], AddressGuard, str]"
-
-
-class NewConnector(Protocol):
-    """Makes the connector of one destination."""
-
-    def __call__(self, tls: ClientTls | None, protocol: str) -> Connector: ...
+NewConnector: TypeAlias = Callable[[ClusterConfig, ClientTls | None], Connector]
+Prepared: TypeAlias = "tuple[DestinationSettings, Callable[[str], ClientTls | None], Callable[[ClientTls | None], Connector], AddressGuard]"
 
 
 def destination_settings(config: ClusterConfig) -> DestinationSettings:
@@ -50,16 +45,15 @@ def destination_settings(config: ClusterConfig) -> DestinationSettings:
     )
 
 
-def tls_by_host(
-    config: ClusterTls | None, material: Material | None, trust: TrustStore | None, protocol: str
-) -> Callable[[str], ClientTls | None]:
+def tls_by_host(cluster: ClusterConfig, material: Material | None, trust: TrustStore | None) -> Callable[[str], ClientTls | None]:
     """How to speak TLS to each host: one context for all, and for each host the SPIFFE ID that its server has to prove. Raises
     IdentityError, OSError."""
+    config = cluster.tls
     template = config.spiffe_id if config is not None else None
     if config is None or template is None or not placeholders(template):
-        same = client_tls(config, material, trust, protocol)
+        same = client_tls(config, material, trust, cluster.protocol)
         return lambda host: same
-    base = client_tls(config.model_copy(update={"spiffe_id": _filled(template, "any")}), material, trust, protocol)
+    base = client_tls(config.model_copy(update={"spiffe_id": _filled(template, "any")}), material, trust, cluster.protocol)
     if base is None or trust is None:
         raise ValueError("a SPIFFE ID without TLS")
 
@@ -96,21 +90,21 @@ class DynamicClusters:
         return {
             name: (
                 destination_settings(config),
-                tls_by_host(config.tls, material, trust, config.protocol),
+                tls_by_host(config, material, trust),
+                partial(self._new_connector, config),
                 AddressGuard(own, parse_networks((config.destinations or DestinationsConfig()).refuse_addresses)),
-                config.protocol,
             )
             for name, config in configs.items()
         }
 
     def apply(self, prepared: Mapping[str, Prepared]) -> list[Destinations]:
         """Makes the dynamic clusters what was prepared; gives those that are no longer wanted."""
-        for name, (settings, tls_of, guard, protocol) in prepared.items():
+        for name, (settings, tls_of, new_connector, guard) in prepared.items():
             running = self.by_name.get(name)
             if running is None:
                 from meshguard.net.destinations import Destinations
 
-                self.by_name[name] = Destinations(name, settings, tls_of, partial(self._new_connector, protocol=protocol), guard)
+                self.by_name[name] = Destinations(name, settings, tls_of, new_connector, guard)
             else:
-                running.reconfigure(settings, tls_of, guard)
+                running.reconfigure(settings, tls_of, new_connector, guard)
         return [self.by_name.pop(name) for name in [name for name in self.by_name if name not in prepared]]

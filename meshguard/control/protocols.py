@@ -55,9 +55,9 @@ def http2_view(config: ListenerConfig) -> Http2View:
 
 
 def _default_server(limits: Http2Limits, rules: FieldRules, sink: ServerSink) -> ServerEngine:
-    from meshguard.wire.http2.reference import ReferenceServer
+    from meshguard.wire.http2.server import Http2Server
 
-    return ReferenceServer(sink, limits, rules)
+    return Http2Server(sink, limits, rules)
 
 
 def _reference_server(limits: Http2Limits, rules: FieldRules, sink: ServerSink) -> ServerEngine:
@@ -68,6 +68,6 @@ def _reference_server(limits: Http2Limits, rules: FieldRules, sink: ServerSink) 
 
 def new_client(limits: Http2Limits, sink: ClientSink) -> ClientEngine:
     """The client side: one engine, whatever a listener has chosen."""
-    from meshguard.wire.http2.reference import ReferenceClient
+    from meshguard.wire.http2.client import Http2Client
 
-    return ReferenceClient(sink, limits)
+    return Http2Client(sink, limits)

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 _STREAMS = 1000
 """Requests under way on one HTTP/2 connection to an upstream, at most: the upstream's own limit is the usual bound."""
+_FRAMES = 10_000
+"""Resets, and control frames, that an upstream may send in a burst and a second: it is chosen by configuration, not a stranger."""
 
 __all__ = ["ALPN", "Upstreams", "client_tls", "cluster_settings", "peer_verifier"]
 
@@ -115,10 +117,11 @@ class Upstreams:
         self._connectors: dict[str, Connector] = {}
         self._tls: dict[str, ClusterTls | None] = {}
         self.limits = WireLimits()
-        self.http2_limits = Http2Limits(streams=_STREAMS)
+        self.http2_limits = Http2Limits(streams=_STREAMS, reset_burst=_FRAMES, reset_per_s=_FRAMES, control_burst=_FRAMES, control_per_s=_FRAMES)
 
-    def new_connector(self, tls: ClientTls | None, protocol: str) -> Connector:
-        return Connector(lambda: ResponseParser(self.limits), tls, protocol, partial(new_client, self.http2_limits))
+    def new_connector(self, config: ClusterConfig, tls: ClientTls | None) -> Connector:
+        """For one cluster, or one destination of a dynamic one."""
+        return Connector(lambda: ResponseParser(self.limits), tls, config.protocol, partial(new_client, self.http2_limits))
 
     def prepare(
         self, configs: Mapping[str, ClusterConfig], material: Material | None, trust: TrustStore | None
@@ -137,7 +140,7 @@ class Upstreams:
         for name, (settings, tls) in prepared.items():
             cluster = self.clusters.get(name)
             if cluster is None:
-                connector = self.new_connector(tls, configs[name].protocol)
+                connector = self.new_connector(configs[name], tls)
                 cluster = Cluster(name, settings, connector.connect, opener=connector.open_stream)
                 connector.cluster = cluster
                 self.clusters[name] = cluster

@@ -104,9 +104,7 @@ class Http2Upstream(Carrier):
                     self.ready.set_exception(exc)
                 return
         self.engine.start()
-        self._write()
-        if not self.ready.done():
-            self.ready.set_result(None)
+        self._write()  # ready with the first octets that come: they are its SETTINGS, and say how many streams it takes
 
     def received(self, data: bytes) -> None:
         self._heard = now = monotonic()
@@ -128,6 +126,8 @@ class Http2Upstream(Carrier):
             self._reading = False
         if not self.closed:
             self._write()
+            if not self.ready.done():
+                self.ready.set_result(None)
 
     def ended(self) -> None:
         self._fail_all("closed by the upstream")

@@ -33,8 +33,8 @@ _GRACE_S = 0.5
 """Between the GOAWAY that announces the end and the last one: a request on its way is served meanwhile."""
 _LAST_WORDS_S = 1.0
 """How long a connection that was cut may take to read why."""
-_FULL = 4 * HIGH_WATER
-"""Octets that wait for one client, on all its streams, before all of them pause."""
+_FULL = 8 * HIGH_WATER
+"""Octets that wait for one client, on all its streams, before those that it does not read pause and new requests wait."""
 _ANY_STREAM = 2**31 - 1
 
 
@@ -56,7 +56,7 @@ class Http2Connection:
         "_soon",
         "_streams",
         "_unwanted",
-        "_writing_paused",
+        "blocked",
         "channel",
         "draining",
         "engine",
@@ -88,7 +88,7 @@ class Http2Connection:
         self._dirty = False  # the engine has something to write
         self._reading = False
         self._unwanted = False
-        self._writing_paused = False
+        self.blocked = False  # the client does not read what was written
 
     # -- the channel ----------------------------------------------------------------------------------------------------
 
@@ -139,11 +139,11 @@ class Http2Connection:
         self._handler.farewell(self, self.peer, reason)
 
     def pause(self) -> None:
-        self._writing_paused = True
+        self.blocked = True
         self.measure()
 
     def resume(self) -> None:
-        self._writing_paused = False
+        self.blocked = False
         self._write()
         self.measure()
 
@@ -158,14 +158,14 @@ class Http2Connection:
 
     def _write(self) -> None:
         self._dirty = False
-        if not self._writing_paused:  # else it gathers in the engine, which bounds it
+        if not self.blocked:  # else it gathers in the engine, which bounds it
             data = self.engine.take()
             if data:
                 self.channel.write(data)
 
     def measure(self) -> None:
         """Is too much waiting for the client? Pauses or resumes all upstreams on a change."""
-        full = self._writing_paused or self.waiting > _FULL
+        full = self.blocked or self.waiting > _FULL
         if full == self.full:
             return
         self.full = full

@@ -233,7 +233,7 @@ class Http2Stream:
         connection = self._connection
         connection.waiting += waits - self.waits
         self.waits = waits
-        if waits > STREAM_MARK or connection.full:
+        if waits > STREAM_MARK or (connection.full and (waits or connection.blocked)):
             if self.stream is not None:
                 self.stream.pause()
             connection.measure()
@@ -273,7 +273,7 @@ class Http2Stream:
         self.waits = 0
         if self.stream is None:
             connection.over(self, None if self.client_done else NO_ERROR)
-        elif not connection.full:
+        elif not connection.blocked:  # also on a full connection: this stream is one that its client reads
             self.stream.resume()
 
     def gone(self, why: str, kind: str = "client") -> None:

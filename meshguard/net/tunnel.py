@@ -109,6 +109,8 @@ class Tunnel:
 
     def request_data(self, data: bytes) -> None:
         scanner = self._from_client
+        if scanner.stopped:
+            return  # after its last word nothing counts (RFC 6455 section 5.5.1)
         if scanner.rest:  # its turn comes; the client is held meanwhile
             scanner.rest += data
             return
@@ -168,6 +170,8 @@ class Tunnel:
 
     def response_data(self, data: bytes) -> None:
         scanner = self._from_upstream
+        if scanner.stopped:
+            return
         if scanner.rest:
             scanner.rest += data
             return
@@ -245,8 +249,11 @@ class Tunnel:
                 asyncio.get_running_loop().call_soon(self._catch_up, scanner)
         elif scanner.stopped:
             self._stopped(scanner)
-        elif self._leaving is not None and self._from_client.between_messages and self._from_upstream.between_messages:
+        elif self._leaving is not None and not self._failing and self._quiet():
             self._part(*self._leaving)
+
+    def _quiet(self) -> bool:
+        return self._from_client.between_messages and self._from_upstream.between_messages
 
     def _catch_up(self, scanner: FrameScanner) -> None:
         """Many small frames came in one read: the next few, after everybody else had a turn."""
@@ -320,7 +327,7 @@ class Tunnel:
         """Both get a Close when no message is under way, at the latest after `close_s`."""
         if self._leaving is None:
             self._leaving = (code, who, why)
-            if self._from_client.between_messages and self._from_upstream.between_messages:
+            if self._quiet():
                 self._part(code, who, why)
             else:
                 self._within(self._limits.close_s)

@@ -72,7 +72,7 @@ def place(mesh: Mesh, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plac
     config = {
         "identity": mesh.identity(directory),
         "listeners": listeners(),
-        "clusters": {"app": {**mesh.endpoints(), "timeouts": {"response_s": 8}}},
+        "clusters": {"app": {**mesh.endpoints(), "timeouts": {"connect_s": 5, "response_s": 8}}},
         "drain_s": 4,
     }
     with Proxy(directory, config, policies={"p.yaml": {"rules": RULES}}) as proxy:

@@ -33,6 +33,7 @@ from tests.harness.websocket import (
     frame,
     handshake,
     parse,
+    steady,
     swallow,
 )
 
@@ -422,23 +423,13 @@ def test_a_slow_reader_holds_the_writer(listener: str, hall: Hall) -> None:
         before = hall.proxy.rss_bytes()
         client.send(frame(TEXT, b"go"))
         hall.mesh.upstream.wait(lambda: state["sent"] > 3, "the beginning of the flood")
-        stuck = eventually(_steady(lambda: state["sent"]), "the writer's standstill")
+        stuck = eventually(steady(lambda: state["sent"]), "the writer's standstill")
         assert stuck
         assert state["sent"] < count
         assert hall.proxy.rss_bytes() - before < 8 << 20
         received = 0
         while received < count:
             received += client.frame().opcode == BINARY
-
-
-def _steady(value: Callable[[], int], looks: int = 40) -> Callable[[], bool]:
-    history: list[int] = []
-
-    def look() -> bool:
-        history.append(value())
-        return len(history) > looks and len(set(history[-looks:])) == 1
-
-    return look
 
 
 def test_a_drain_says_1001(hall: Hall) -> None:

@@ -294,7 +294,9 @@ class H2Peer:
         self.answers_pings = True
         self.opens_windows = True
         self.lock = threading.RLock()
-        config = h2.config.H2Configuration(client_side=False, header_encoding="utf-8", validate_outbound_headers=False)
+        config = h2.config.H2Configuration(
+            client_side=False, header_encoding="utf-8", validate_outbound_headers=False, normalize_outbound_headers=False
+        )
         self.h2 = h2.connection.H2Connection(config)
         if server.streams is not None:
             self.h2.local_settings = h2.settings.Settings(
@@ -343,7 +345,7 @@ class H2Peer:
 
     def _on(self, event: h2.events.Event) -> None:
         if isinstance(event, h2.events.RequestReceived):
-            call = self.calls[event.stream_id] = Call(self, event.stream_id, list(event.headers))
+            call = self.calls[event.stream_id] = Call(self, event.stream_id, [tuple(field) for field in event.headers])
             self.server.calls.append(call)
             self._script(call)
         elif isinstance(event, h2.events.DataReceived):
@@ -354,7 +356,7 @@ class H2Peer:
                     self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
             self._script(call)
         elif isinstance(event, h2.events.TrailersReceived):
-            self.calls[event.stream_id].trailers = list(event.headers)
+            self.calls[event.stream_id].trailers = [tuple(field) for field in event.headers]
         elif isinstance(event, h2.events.StreamEnded):
             call = self.calls[event.stream_id]
             call.ended = True

@@ -229,3 +229,14 @@ class Answers:
     @property
     def as_script(self) -> Script:
         return self.script
+
+
+def steady(value: Callable[[], int], looks: int = 40) -> Callable[[], bool]:
+    """For `eventually`: the value has not changed for a number of looks."""
+    history: list[int] = []
+
+    def look() -> bool:
+        history.append(value())
+        return len(history) > looks and len(set(history[-looks:])) == 1
+
+    return look

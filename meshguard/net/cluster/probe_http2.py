@@ -9,8 +9,8 @@ from meshguard.model.messages import ResponseHead
 from meshguard.net.cluster.endpoint import Address
 from meshguard.net.cluster.settings import HealthSettings
 from meshguard.wire.fields import field_values
+from meshguard.wire.http2.client import Http2Client
 from meshguard.wire.http2.engine import Http2Limits
-from meshguard.wire.http2.reference import ReferenceClient
 
 __all__ = ["probe_http2"]
 
@@ -63,7 +63,7 @@ async def probe_http2(
 ) -> bool:
     """Whether the answer is a good one. Raises OSError, also for an answer that is no HTTP/2. The caller sets the deadline and closes."""
     answer = _Answer()
-    engine = ReferenceClient(answer, Http2Limits())
+    engine = Http2Client(answer, Http2Limits())
     name = f"[{address.name}]" if ":" in address.name else address.name
     host = (settings.host or f"{name}:{address.port}").encode("ascii")
     engine.start()

@@ -184,6 +184,7 @@ class ReferenceEngine:
             return self._continuations <= self._limits.continuation_frames
         if kind == _HEADERS:
             self._continuations = 0
+            self._updates += _UPDATES_PER_FRAME  # a message moves windows as well
             return True
         if kind == _DATA:
             padding = frame[9] + 1 if flags & _PADDED and length else 0
