@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import h11
 
+from fuzz import bodies
 from meshguard.fields.json_locate import locate
 from meshguard.fields.json_scan import JsonError, Span, resolve, scan
 from meshguard.fields.selectors import Matcher, parse_selector
@@ -400,4 +401,11 @@ TARGETS: dict[str, Target] = {
     "target": Target(target, _PATH),
     "authority": Target(authority, _AUTHORITY),
     "json": Target(json_body, _JSON),
+    "form": Target(bodies.form, bodies.WORDS["form"]),
+    "multipart": Target(bodies.multipart, bodies.WORDS["multipart"]),
+    "lines": Target(bodies.lines, bodies.WORDS["lines"]),
+    "events": Target(bodies.events, bodies.WORDS["events"]),
+    "protobuf": Target(bodies.protobuf, bodies.WORDS["protobuf"]),
+    "grpc": Target(bodies.grpc, bodies.WORDS["protobuf"]),
+    "coded": Target(bodies.coded, bodies.WORDS["coded"]),
 }

@@ -141,8 +141,7 @@ class Exchange(ExchangeState):
             if trailers:
                 keep = self.plan is not None and (self.plan.keep_trailers or self.grpc_end is not None) and self.peer.table is not None
                 trailers = self.peer.table.view.field_rules.trailers(trailers) if keep and self.peer.table is not None else b""
-                if self._inspection is not None:
-                    trailers = self._inspection.trailers(self, "request", trailers)
+                trailers = self._inspection.trailers(self, "request", trailers) if self._inspection is not None else trailers
             connection.send_end(trailers)
             connection.flush()
 
@@ -280,8 +279,7 @@ class Exchange(ExchangeState):
             connection.finish(reusable)
         if door is not None:
             keep = trailers and (self.grpc_end is not None or (self.plan is not None and self.plan.keep_trailers))
-            if keep and self._inspection is not None:
-                trailers = self._inspection.trailers(self, "response", trailers)
+            trailers = self._inspection.trailers(self, "response", trailers) if keep and self._inspection is not None else trailers
             if self.grpc_end is not None and trailers:
                 self.grpc_end = trailers
             self._door = None
