@@ -27,7 +27,7 @@ CONFIG_KEYS = frozenset(
     (
         *("profile", "identity", "jwt", "listeners", "clusters", "policies", "keys"),
         *("decision_log", "telemetry", "admin", "limits", "drain_s"),
-        *("quarantine",),
+        *("quarantine", "bundle"),
     )
 )
 POLICY_KEYS = frozenset(("roles", "rules", "fields", "tests"))

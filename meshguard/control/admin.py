@@ -84,6 +84,7 @@ class Status:
     identity_not_after: float | None = None
     listeners: tuple[ListenerStatus, ...] = ()
     clusters: Mapping[str, tuple[EndpointStatus, ...]] = field(default_factory=dict)
+    keys: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # keysets with wrapped keys, as their state stands
     draining: bool = False
     active: int = 0  # requests in progress
 
@@ -346,6 +347,8 @@ class AdminServer:
                 ]
                 for name, endpoints in status.clusters.items()
             }
+            if status.keys:
+                told["keys"] = {name: {key: self._shown(value) for key, value in items.items()} for name, items in status.keys.items()}
             told["draining"] = status.draining
             told["active"] = status.active
         return _json(503 if reasons else 200, told)
@@ -384,6 +387,9 @@ class AdminServer:
             except TimeoutError:
                 drained = self._providers.status().active == 0
         return _json(200, {"draining": True, "drained": drained, "active": self._providers.status().active})
+
+    def _shown(self, value: object) -> object:
+        return self._redactor.text(value) if isinstance(value, str) else value
 
     def _policy(self, status: Status) -> dict[str, object]:
         return {

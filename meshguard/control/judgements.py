@@ -46,6 +46,10 @@ def server_context(config: ListenerConfig, identity: IdentityUpdate | None, trus
 
         material = load_material(read_certificates(config.certificate.read_bytes()), config.key.read_bytes(), svid=False)
         return build_server_context(material, (), mode="server", alpn=protocols(config))
+    if config.certificates:
+        from meshguard.control.certificates import edge_context
+
+        return edge_context(config.certificates, protocols(config), refuse_unknown=config.unknown_names == "refuse")
     if identity is None or trust is None:
         raise IdentityError("identity_unavailable", "a TLS listener needs an own identity")
     mode: ServerMode = "server" if config.tls == "server" else "mutual"

@@ -7,10 +7,12 @@ import logging
 import signal
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 
 from meshguard.control.admin import AdminServer, EndpointStatus, ListenerStatus, Providers, Status
-from meshguard.control.inputs import Inputs, load_inputs
+from meshguard.control.bundles import end_break_glass
+from meshguard.control.inputs import Inputs, bundle_settings, load_inputs
 from meshguard.control.memory import release_start_pages
 from meshguard.control.operations import admin_token
 from meshguard.control.quarantine import QuarantineRegister
@@ -21,6 +23,7 @@ from meshguard.control.state_metrics import families
 from meshguard.control.telemetry import Telemetry
 from meshguard.control.tokens import TokenKeys
 from meshguard.model.errors import MeshguardError
+from meshguard.sources.bundles import BundleKeeper, follow
 from meshguard.sources.identity import IdentitySource, IdentityUpdate, first_update
 from meshguard.sources.watch import watch
 from meshguard.telemetry.metrics import Family, Registry
@@ -51,7 +54,12 @@ class _Process:
         self._drained = asyncio.Event()
 
     async def main(self, ready: Callable[[Runtime], None] | None) -> None:
-        inputs = load_inputs(self._load_configuration)
+        config = self._load_configuration().configuration.bundle
+        bundles = BundleKeeper(bundle_settings(config)) if config is not None else None
+        self._runtime.bundles = bundles
+        if bundles is not None:
+            await bundles.fetch_first()
+        inputs = load_inputs(self._load_configuration, self._runtime.keyring, bundles)
         configuration = inputs.configuration
         telemetry = Telemetry(configuration, self._registry)
         for note in inputs.loaded.notes:
@@ -59,6 +67,7 @@ class _Process:
         runtime = self._runtime
         tokens = TokenKeys(configuration.jwt)
         await tokens.load()
+        await runtime.keyring.start(inputs.keys)
         source = _identity_source(configuration, runtime.report_identity_problem)
         updates: AsyncGenerator[IdentityUpdate, None] | None = source.updates() if source is not None else None
         identity = await first_update(updates, _IDENTITY_S) if updates is not None else None
@@ -81,6 +90,10 @@ class _Process:
                     background.create_task(self._reload_on_signal()),
                     background.create_task(self._watch_files(inputs)),
                 ]
+                if bundles is not None:
+                    work.append(background.create_task(end_break_glass(runtime)))
+                    if bundles.has_url:
+                        work.append(background.create_task(follow(bundles, partial(runtime.reload, "bundle"))))
                 if configuration.quarantine.path is not None:
                     work.append(background.create_task(_follow(configuration.quarantine.path, quarantine.reload)))
                 if source is not None and updates is not None:
@@ -97,6 +110,7 @@ class _Process:
                 self._drained.set()
                 for task in work:
                     task.cancel()
+                await runtime.keyring.close()
         finally:
             await admin.close()
             telemetry.close()
@@ -148,7 +162,8 @@ class _Process:
     # -- what is told ---------------------------------------------------------------------------------------------------
 
     def _families(self) -> Iterable[Family]:
-        return families(self._runtime, len(asyncio.all_tasks()))
+        yield from families(self._runtime, len(asyncio.all_tasks()))
+        yield from self._runtime.keyring.families()
 
     def _status(self) -> Status:
         runtime = self._runtime
@@ -171,6 +186,7 @@ class _Process:
                 )
                 for name, cluster in runtime.upstreams.clusters.items()
             },
+            keys=runtime.keyring.status(),
             draining=state.draining,
             active=sum(int(journey.active.value) for journey in runtime.journeys.values()),
         )

@@ -16,18 +16,22 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING
 
+from meshguard.control.bundles import keep
+from meshguard.control.destinations import DynamicClusters
 from meshguard.control.doors import door_maker
 from meshguard.control.inputs import Inputs, load_inputs
-from meshguard.control.judgements import address, connection_limit, own_principal, server_context, still_trusted
+from meshguard.control.judgements import address, connection_limit, own_principal, server_context
+from meshguard.control.keyring import Keyring
+from meshguard.control.living import judge_doors, judge_upstreams
 from meshguard.control.settings.listeners import ListenerConfig
 from meshguard.control.settings.load import LoadedConfiguration
 from meshguard.control.telemetry import Telemetry
 from meshguard.control.upstreams import Upstreams
 from meshguard.control.views import listener_view
-from meshguard.fields.transforms import Reader
+from meshguard.fields.views import Reader
+from meshguard.integrity.bundle import BundleError
 from meshguard.model.errors import DocumentError, MeshguardError, Problem
 from meshguard.net.listener import Listener, ServerDoor, TlsGate
 from meshguard.net.tls import worn_out
@@ -43,6 +47,8 @@ if TYPE_CHECKING:
 
     from meshguard.identity.trust import TrustStore
     from meshguard.net.cluster.cluster import Cluster
+    from meshguard.net.destinations import Destinations
+    from meshguard.sources.bundles import BundleKeeper
     from meshguard.sources.identity import IdentityUpdate
 
 __all__ = ["Runtime", "State"]
@@ -74,10 +80,13 @@ class State:
 class Runtime:
     """One proxy. `load_configuration` reads the configuration anew at each call (start and every reload)."""
 
-    def __init__(self, load_configuration: Callable[[], LoadedConfiguration]) -> None:
+    def __init__(self, load_configuration: Callable[[], LoadedConfiguration], bundles: BundleKeeper | None = None) -> None:
+        self.bundles = bundles
         self._load_configuration = load_configuration
         self.state = State()
         self.upstreams = Upstreams()
+        self.dynamic = DynamicClusters(self.upstreams.new_connector)
+        self.keyring = Keyring()
         self.journeys: dict[str, Journey] = {}
         self.listeners: dict[str, Listener[ServerDoor]] = {}
         self.inputs: Inputs = None  # type: ignore[assignment]  # set by start before anything else runs
@@ -91,7 +100,7 @@ class Runtime:
         self.budget = InspectionBudget()
         self._changing = asyncio.Lock()
         self._tokens: TokenVerifier | None = None
-        self._retired: list[Cluster] = []
+        self._retired: list[Cluster | Destinations] = []
         self._retiring: set[asyncio.Task[None]] = set()
         self._leaving: list[tuple[Journey, Listener[ServerDoor]]] = []
         self._collected_at = float("-inf")
@@ -122,15 +131,18 @@ class Runtime:
         """Reads all documents anew and takes them over, or keeps the last good state and says why. True when taken over."""
         async with self._changing:
             try:
-                inputs = await asyncio.to_thread(load_inputs, self._load_configuration)
+                inputs = await asyncio.to_thread(load_inputs, self._load_configuration, self.keyring, self.bundles)
                 self._refuse_restart_only(inputs)
+                await self.keyring.start(inputs.keys)
                 await self._change(inputs, self._identity)
             except Exception as exc:
                 # the outermost loop of a background service: whatever a change does wrong, what is in force goes on
                 self._failed(why, exc)
                 return False
             self.state.reloads += 1
-            self.state.last_error = ""
+            self.state.last_error = self.bundles.refused if self.bundles is not None else ""
+            if self.state.last_error:
+                self._failed(why, BundleError("refused", self.state.last_error))
             self.telemetry.reloads.value += 1
             data = {"why": why, "revision": self.state.revision, "policy_digest": self.state.policy_digest}
             log.info("reloaded", extra={"data": data})
@@ -175,6 +187,8 @@ class Runtime:
         for path, before, after in (
             ("identity", old.identity, new.identity),
             ("admin", old.admin, new.admin),
+            ("bundle", old.bundle, new.bundle),
+            ("quarantine", old.quarantine, new.quarantine),
             ("decision_log", old.decision_log, new.decision_log),
             ("telemetry", old.telemetry, new.telemetry),
             ("jwt", old.jwt, new.jwt),
@@ -196,6 +210,7 @@ class Runtime:
         views = {name: listener_view(name, config) for name, config in configuration.listeners.items()}
         contexts = {name: server_context(config, identity, trust) for name, config in configuration.listeners.items()}
         prepared = self.upstreams.prepare(configuration.clusters, material, trust)
+        dynamic = self.dynamic.prepare(configuration, material, trust)
         sampling = Sampling(configuration.telemetry.sample)
         own_reader = Reader(inputs.policy.bind(own_principal(identity)).roles, own_id or None)
         before = self.snapshot
@@ -210,11 +225,13 @@ class Runtime:
             tokens=self._tokens,
             sampling=sampling,
             own_reader=own_reader,
+            own=own_principal(identity),
         )
         fresh = self._bind_new(snapshot, configuration.listeners, contexts)  # the last thing that can fail
 
-        retired = self.upstreams.apply(configuration.clusters, prepared)
+        retired: list[Cluster | Destinations] = [*self.upstreams.apply(configuration.clusters, prepared), *self.dynamic.apply(dynamic)]
         snapshot.clusters.update(self.upstreams.clusters)
+        snapshot.destinations.update(self.dynamic.by_name)
         self.inputs, self._identity, self._trust, self.snapshot = inputs, identity, trust, snapshot
         for journey, listener in fresh:
             self.journeys[listener.name], self.listeners[listener.name] = journey, listener
@@ -230,6 +247,9 @@ class Runtime:
             task.add_done_callback(self._retiring.discard)
         if before is not None:
             before.release()
+        if inputs.candidate is not None and self.bundles is not None:
+            keep(self.bundles, inputs.candidate)
+        await self.keyring.keep(inputs.keys, self._background)
         self._settle_memory()
         self._not_renewable.clear()
         if self.quarantine:
@@ -249,6 +269,8 @@ class Runtime:
                     listener = self._new_listener(name, config, journey, TlsGate(contexts[name], connection_limit(config)))
                     fresh.append((journey, listener))
                     listener.bind()
+                    if config.capture == "tproxy":
+                        listener.take_any_destination()
         except OSError:
             for _, listener in fresh:
                 listener.release()
@@ -267,8 +289,7 @@ class Runtime:
 
     def _swap(self, snapshot: Snapshot, inputs: Inputs, contexts: dict[str, ssl.SSLContext | None]) -> None:
         configuration = inputs.configuration
-        self.budget.body_bytes = configuration.limits.inspect_body_bytes
-        self.budget.total_bytes = configuration.limits.inspect_total_bytes
+        self.budget.limit(configuration.limits.inspect_body_bytes, configuration.limits.inspect_total_bytes)
         for name, config in configuration.listeners.items():
             journey, gate = self.journeys[name], self.listeners[name].gate
             view = snapshot.listeners[name]
@@ -276,6 +297,7 @@ class Runtime:
             gate.context = contexts[name]
             gate.limit = connection_limit(config)
             gate.buffer_bytes = config.limits.buffer_bytes
+            journey.budget.limit(config.limits.inspect_body_bytes, config.limits.inspect_total_bytes)
             changed = journey.snapshot.listeners[name].configured != view.configured
             journey.snapshot = snapshot
             if changed:
@@ -310,7 +332,7 @@ class Runtime:
             telemetry.request_metrics.active(name),
             self._boot_id,
             self._numbers.__next__,
-            self.budget,
+            InspectionBudget(within=self.budget),
             telemetry.handshake_failed,
         )
 
@@ -324,7 +346,7 @@ class Runtime:
         listener = Listener(name, (config.address.host, config.address.port), gate, door_maker(journey, name), journey.connections, on_load)
         return listener
 
-    async def _retire(self, cluster: Cluster) -> None:
+    async def _retire(self, cluster: Cluster | Destinations) -> None:
         """A cluster that left the configuration finishes what it carries."""
         self._retired.append(cluster)
         try:
@@ -338,31 +360,13 @@ class Runtime:
     # -- living identities ----------------------------------------------------------------------------------------------
 
     def judge_connections(self) -> None:
-        """Ends connections whose caller may no longer be served: expired, revoked, untrusted or, with a request under way, now denied."""
+        """Ends connections, on both sides, whose identity is no longer good."""
         now = time.time()
         for journey in self.journeys.values():
-            snapshot = journey.snapshot
-            overstays = partial(journey.overstays, snapshot=snapshot)
-            for door in list(journey.connections):
-                peer = door.peer
-                if peer is None:
-                    continue
-                if peer.table is None or peer.table.snapshot is not snapshot:
-                    before = peer.refusal
-                    journey.identify_peer(peer, snapshot)
-                    if peer.refusal is not None and before is None:
-                        door.cut(peer.refusal.code)
-                        continue
-                if not door.recall(overstays) and (now >= peer.expires or not still_trusted(peer, snapshot.trust, now)):
-                    door.cut("identity_expired")
+            judge_doors(journey, journey.snapshot, journey.snapshot.trust, now)
         for journey, _ in self._leaving:
-            overstays = partial(journey.overstays, snapshot=self.snapshot or journey.snapshot)
-            for door in list(journey.connections):
-                peer = door.peer
-                if peer is None:
-                    continue
-                if not door.recall(overstays) and (now >= peer.expires or not still_trusted(peer, self._trust, now)):
-                    door.cut("identity_expired")
+            judge_doors(journey, self.snapshot or journey.snapshot, self._trust, now, leaving=True)
+        judge_upstreams((*self.upstreams.clusters.values(), *self.dynamic.by_name.values(), *self._retired), self._trust, now)
 
     async def watch(self) -> None:
         """Judges all connections twice a second (an expired SVID ends its connections within a second), renews worn contexts, sweeps
@@ -378,7 +382,7 @@ class Runtime:
 
     def _sweep_pools(self) -> None:
         now = time.monotonic()
-        for cluster in (*self.upstreams.clusters.values(), *self._retired):
+        for cluster in (*self.upstreams.clusters.values(), *self.dynamic.by_name.values(), *self._retired):
             cluster.sweep(now)
 
     def _renew_contexts(self) -> None:
@@ -420,5 +424,7 @@ class Runtime:
             listener.abandon("shutdown")
         for task in self._retiring:
             task.cancel()
-        for cluster in list(self.upstreams.clusters.values()):
+        for cluster in [*self.upstreams.clusters.values()]:
             await cluster.close()
+        for destinations in [*self.dynamic.by_name.values()]:
+            await destinations.close()

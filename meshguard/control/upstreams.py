@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from time import time
@@ -37,7 +37,7 @@ _STREAMS = 1000
 _FRAMES = 10_000
 """Resets, and control frames, that an upstream may send in a burst and a second: it is chosen by configuration, not a stranger."""
 
-__all__ = ["Upstreams", "client_tls", "cluster_settings"]
+__all__ = ["Upstreams", "client_tls", "cluster_settings", "peer_verifier"]
 
 
 def cluster_settings(config: ClusterConfig) -> ClusterSettings:
@@ -45,7 +45,7 @@ def cluster_settings(config: ClusterConfig) -> ClusterSettings:
     health = config.health
     return ClusterSettings(
         endpoints=tuple(str(endpoint) for endpoint in config.endpoints),
-        resolve=config.resolve,
+        resolve=config.resolve if config.endpoints else "dns",
         refresh_s=config.refresh_s,
         balance=config.balance,
         health=None
@@ -84,19 +84,23 @@ def client_tls(
         return ClientTls(build_client_context(own, anchors, server_name=True, alpn=_ALPN[protocol]), config.server_name, None)
     if trust is None:
         raise IdentityError("tls_context", "a SPIFFE ID of an upstream can only be checked with an own identity and its bundles")
-    matches = principal_matcher(patterns)
-    store = trust
+    context = build_client_context(own, trust.anchors(), alpn=_ALPN[protocol])
+    return ClientTls(context, None, peer_verifier(principal_matcher(patterns), trust))
+
+
+def peer_verifier(matches: Callable[[str], bool], trust: TrustStore) -> Callable[[Channel], float]:
+    """Judges the server at the other end of a channel by `trust`; its SPIFFE ID has to match."""
 
     def verify(channel: Channel) -> float:
         """INVARIANT: stands in for the host name check and is never skipped (security.md 3)."""
         tls = channel.tls
         chain = peer_chain(tls) if tls is not None else ()
-        principal = store.verify(chain, time())
+        principal = trust.verify(chain, time())
         if not matches(principal.spiffe_id):
             raise IdentityError("unexpected_peer", f"the upstream is {principal.spiffe_id}")
         return principal.not_after
 
-    return ClientTls(build_client_context(own, trust.anchors(), alpn=_ALPN[protocol]), None, verify)
+    return verify
 
 
 def _certificates(path: Path) -> list[bytes]:
@@ -113,14 +117,21 @@ class Upstreams:
         self._connectors: dict[str, Connector] = {}
         self._tls: dict[str, ClusterTls | None] = {}
         self.limits = WireLimits()
-        self.http2_limits = Http2Limits(streams=_STREAMS, reset_burst=_FRAMES, reset_per_s=_FRAMES, control_burst=_FRAMES, control_per_s=_FRAMES)
+        self.http2_limits = Http2Limits(
+            streams=_STREAMS, reset_burst=_FRAMES, reset_per_s=_FRAMES, control_burst=_FRAMES, control_per_s=_FRAMES
+        )
+
+    def new_connector(self, tls: ClientTls | None, protocol: str = "http/1.1") -> Connector:
+        return Connector(lambda: ResponseParser(self.limits), tls, protocol, partial(new_client, self.http2_limits))
 
     def prepare(
         self, configs: Mapping[str, ClusterConfig], material: Material | None, trust: TrustStore | None
     ) -> dict[str, tuple[ClusterSettings, ClientTls | None]]:
         """Everything of a change that can fail, done before anything is changed. Raises ValueError, IdentityError, OSError."""
         return {
-            name: (cluster_settings(config), client_tls(config.tls, material, trust, config.protocol)) for name, config in configs.items()
+            name: (cluster_settings(config), client_tls(config.tls, material, trust, config.protocol))
+            for name, config in configs.items()
+            if config.endpoints
         }
 
     def apply(
@@ -130,9 +141,7 @@ class Upstreams:
         for name, (settings, tls) in prepared.items():
             cluster = self.clusters.get(name)
             if cluster is None:
-                connector = Connector(
-                    lambda: ResponseParser(self.limits), tls, configs[name].protocol, partial(new_client, self.http2_limits)
-                )
+                connector = self.new_connector(tls, configs[name].protocol)
                 cluster = Cluster(name, settings, connector.connect, opener=connector.open_stream)
                 connector.cluster = cluster
                 self.clusters[name] = cluster

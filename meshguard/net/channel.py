@@ -76,8 +76,9 @@ class Channel(asyncio.Protocol):
         return (str(address[0]), int(address[1])) if isinstance(address, tuple) and len(address) >= 2 else ("", 0)
 
     def hand_over(self, application: Application) -> None:
-        """Another application takes this one's place: `attached` and `connected` are the caller's to say."""
-        self._application = application
+        """From now on `application` is told what happens: another protocol has begun on this stream."""
+        if self._application is not _GONE:
+            self._application = application
 
     def pause_reading(self) -> None:
         if not self.held:

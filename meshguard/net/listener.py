@@ -114,6 +114,13 @@ class Listener(Generic[D]):
         self._socket = sock
         return sock
 
+    def take_any_destination(self) -> None:
+        """Connections to other addresses may be sent here (`capture: tproxy`). After `bind`. Raises PermissionError."""
+        from meshguard.net.original import make_transparent
+
+        if self._socket is not None:
+            make_transparent(self._socket)
+
     def release(self) -> None:
         """Gives up an address that was bound and not used."""
         if self._socket is not None and self._server is None:

@@ -16,6 +16,7 @@ from meshguard.net.channel import Channel
 if TYPE_CHECKING:
     from meshguard.net.cluster.cluster import Cluster
     from meshguard.net.cluster.endpoint import Endpoint
+    from meshguard.net.tunnel import Tunnel
 
 __all__ = ["Answer", "Downstream", "Handler", "Stream", "Upstream"]
 
@@ -49,6 +50,13 @@ class Downstream(Protocol):
 
     def flush(self) -> None: ...
 
+    def open_tunnel(self, block: bytes, tunnel: Tunnel) -> bytes:
+        """The answer to an accepted upgrade, with the fields of `block`; from now on `stream` is the tunnel, and what the client sends goes
+        to it as it comes. Gives what has come already."""
+
+    def send_now(self, data: bytes) -> None:
+        """Octets of a tunnel."""
+
     def reset(self) -> None:
         """Cuts the answer so that the client can tell it is not whole."""
 
@@ -71,6 +79,10 @@ class Stream(Protocol):
     def resume(self) -> None: ...
     def fail(self, exc: Exception) -> None: ...
     def expire(self, now: float) -> None: ...
+
+    def dismiss(self, why: str, kind: str) -> bool:
+        """The connection has to end (`kind`: `revoked`, `shutdown`). False changes nothing; true: the stream says so in its own protocol
+        and ends by itself."""
 
 
 class Handler(Protocol):

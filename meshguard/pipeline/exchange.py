@@ -22,6 +22,7 @@ from meshguard.model.reasons import (
     INTERNAL_ERROR,
     QUARANTINED,
     REQUEST_TIMEOUT,
+    UPGRADE_NOT_SUPPORTED,
     UPSTREAM_RESET,
     UPSTREAM_TIMEOUT,
     Reason,
@@ -31,19 +32,19 @@ from meshguard.net.cluster.endpoint import Connection
 from meshguard.pipeline.grpc import is_grpc, refusal_block
 from meshguard.pipeline.inspection import Inspection
 from meshguard.pipeline.refusal import problem_response
+from meshguard.pipeline.repeat import repeatable
 from meshguard.pipeline.state import ExchangeState
 
 if TYPE_CHECKING:
     from meshguard.net.cluster.cluster import Cluster
+    from meshguard.net.http1_client import UpstreamConnection
     from meshguard.net.stream import Downstream, Upstream
+    from meshguard.net.tunnel import Tunnel
     from meshguard.pipeline.journey import Journey
 
 __all__ = ["Exchange"]
 
 log = logging.getLogger(__name__)
-
-# RFC 9110 section 9.2.1 and idempotence in section 9.2.2: only these are sent again when a kept-alive connection dies under them.
-_SAFE = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 
 
 class Exchange(ExchangeState):
@@ -76,9 +77,7 @@ class Exchange(ExchangeState):
         if self.ended:
             connection.unused()
             return
-        if self.grpc_end is not None and connection.protocol != "h2":
-            connection.unused()
-            self.refuse(GRPC_NEEDS_HTTP2)
+        if (self.grpc_end is not None or self.websocket is not None) and self._misfit(connection):
             return
         self._connection = connection
         self.upstream = connection.endpoint.key
@@ -99,12 +98,21 @@ class Exchange(ExchangeState):
         elif self._door is not None and self._door.request_held:
             self._door.release_request()  # what of the body is here goes in one write with the head
 
+    def _misfit(self, connection: Upstream) -> bool:
+        """The upstream speaks a protocol that this request cannot be sent over."""
+        http2 = connection.protocol == "h2"
+        if http2 is (self.grpc_end is not None):
+            return False
+        connection.unused()
+        self.refuse(UPGRADE_NOT_SUPPORTED if http2 else GRPC_NEEDS_HTTP2)
+        return True
+
     def _send_again(self, connection: Upstream) -> None:
         """What the client has sent before the first upstream said that it processed nothing."""
         replay, self._replay = self._replay or [], None
         for data in replay:
             connection.send_data(data)
-        if self._request_complete and replay:
+        if self._request_complete:
             connection.send_end(b"")
 
     def failed(self, reason: Reason, detail: str) -> None:
@@ -115,7 +123,7 @@ class Exchange(ExchangeState):
 
     def request_data(self, data: bytes) -> None:
         self.request_bytes += len(data)
-        limit = self.peer.limits.body_bytes
+        limit = self.plan.body_bytes if self.plan is not None else self.peer.limits.body_bytes
         if limit and self.request_bytes > limit:
             self.refuse(BODY_TOO_LARGE)
             return
@@ -135,6 +143,8 @@ class Exchange(ExchangeState):
             if trailers:
                 keep = self.plan is not None and (self.plan.keep_trailers or self.grpc_end is not None) and self.peer.table is not None
                 trailers = self.peer.table.view.field_rules.trailers(trailers) if keep and self.peer.table is not None else b""
+                if self._inspection is not None:
+                    trailers = self._inspection.trailers(self, "request", trailers)
             connection.send_end(trailers)
             connection.flush()
 
@@ -153,7 +163,7 @@ class Exchange(ExchangeState):
     def inspection(self, journey: Journey) -> Inspection:
         """The bodies of this exchange, for a route with field rules."""
         if self._inspection is None:
-            self._inspection = Inspection(journey)
+            self._inspection = Inspection(journey, self)
         return self._inspection
 
     def send_continue(self) -> None:
@@ -218,14 +228,32 @@ class Exchange(ExchangeState):
 
     def _interim(self, door: Downstream, head: ResponseHead) -> None:
         if head.status == 101:
-            self.upstream_failed(UPSTREAM_RESET, "switching protocols was not asked for")
+            self._switch(door, head)
             return
         self._interims += 1
         if self._interims > 16:  # a flood of interim answers keeps every deadline from running out
             self.upstream_failed(UPSTREAM_RESET, "too many interim responses")
             return
-        if head.status != 100:  # `Expect` was answered here
+        if head.status != 100 and (self.plan is None or not self.plan.inspects_response):  # `Expect` was answered here
             door.send_interim(head.status, head.block)
+
+    def _switch(self, door: Downstream, head: ResponseHead) -> None:
+        websocket, connection = self.websocket, self._connection
+        if websocket is None or connection is None:
+            self.upstream_failed(UPSTREAM_RESET, "switching protocols was not asked for")
+            return
+        websocket.open(self, door, cast("UpstreamConnection", connection), head)  # never over HTTP/2: `_misfit`
+
+    def tunnel_over(self, tunnel: Tunnel, aborted: str, detail: str) -> None:
+        """The tunnel that this exchange became has ended (`net.tunnel.TunnelOwner`)."""
+        self._connection = self._cluster = self._door = None
+        self.request_bytes, self.response_bytes = tunnel.request_bytes, tunnel.response_bytes
+        self.aborted, self.detail = aborted, detail
+        self.finish()
+
+    def dismiss(self, why: str, kind: str) -> bool:
+        """An ordinary exchange has no last words (`net.stream.Stream`)."""
+        return False
 
     def response_data(self, data: bytes) -> None:
         self._touched = monotonic()
@@ -251,9 +279,11 @@ class Exchange(ExchangeState):
         if connection is not None:
             connection.finish(reusable)
         if door is not None:
-            keep = trailers and self.plan is not None and self.plan.keep_trailers
+            keep = bool(trailers) and (self.grpc_end is not None or (self.plan is not None and self.plan.keep_trailers))
             if self.grpc_end is not None and trailers:
-                self.grpc_end = keep = trailers
+                self.grpc_end = trailers
+            if keep and self._inspection is not None:
+                trailers = self._inspection.trailers(self, "response", trailers)
             self._door = None
             door.send_end(trailers if keep else b"")
             self.finish()
@@ -285,12 +315,14 @@ class Exchange(ExchangeState):
         self.status = reason.status
         if self.head is not None and self.head.minor == 2 and is_grpc(self.head):
             self.status = 200
-            self.grpc_end = block = refusal_block(reason, self.decision_id)
-            body = b""
+            self.grpc_end, body = refusal_block(reason, self.decision_id), b""
+            block = self.grpc_end
         else:
             block, body = problem_response(reason, self.decision_id, self._retry_after_s(reason))
         self.response_bytes = len(body)
-        door.send_refusal(reason, block, body)
+        if self.plan is not None and reason is self.plan.answer:
+            block += self.plan.location
+        door.send_refusal(reason, block + self.peer.answer_lines, body)
         self.finish()
         door.exchange_over(self._request_complete)
 
@@ -307,24 +339,15 @@ class Exchange(ExchangeState):
             connection.drop(reason)
         if self.ended or cluster is None:
             return
-        if connection is not None and self._may_go_again(connection, reason) and cluster.may_retry(self):
+        replay = None if connection is None or self._response_sent else repeatable(connection, self.head, reason)
+        if replay is not None and cluster.may_retry(self):
+            if replay and self._inspection is None:  # an inspected body is kept there
+                self._replay = replay
             if not self._request_complete and self._door is not None:
                 self._door.hold_request()
             cluster.submit(self)
             return
         self.refuse(reason, detail)
-
-    def _may_go_again(self, connection: Upstream, reason: Reason) -> bool:
-        """The upstream says that it did nothing; or a kept-alive connection died unanswered under a safe request without a body."""
-        head = self.head
-        if connection.answered or self._response_sent or head is None or reason is not UPSTREAM_RESET:
-            return False
-        if connection.unprocessed:
-            replay = connection.replay()
-            if replay is not None and self._inspection is None:
-                self._replay = replay
-            return replay is not None
-        return connection.reused and head.method in _SAFE and head.length == NO_BODY
 
     def client_gone(self, why: str, kind: str = "client") -> None:
         """The client's connection or stream ended before the exchange was over; `kind` is who ended it."""

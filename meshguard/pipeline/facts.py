@@ -17,9 +17,10 @@ __all__ = ["RequestFacts"]
 
 
 class RequestFacts:
-    """`policy.Facts` for one request. `now` is epoch seconds. `subject` is the verified token's `sub` once claims were looked at."""
+    """`policy.Facts` for one request. `now` is epoch seconds. `subject` and `issuer` are the verified token's `sub` and
+    `iss` once claims were looked at."""
 
-    __slots__ = ("_block", "_claims", "_exchange", "_looked", "now", "subject")
+    __slots__ = ("_block", "_claims", "_exchange", "_looked", "issuer", "now", "subject")
 
     def __init__(self, exchange: Exchange, now: float) -> None:
         head = exchange.head
@@ -29,6 +30,7 @@ class RequestFacts:
         self._claims: Mapping[str, object] | None = None
         self.now = now
         self.subject = ""
+        self.issuer = ""
 
     def header(self, name: str) -> list[str]:
         """Every line of the field, in order. Octets above 127 come as ISO 8859-1, so that a comparison is one of octets."""
@@ -66,6 +68,12 @@ class RequestFacts:
         return headers
 
     @property
+    def principal(self) -> str | None:
+        """The caller's SPIFFE ID."""
+        principal = self._exchange.principal
+        return principal.spiffe_id if principal is not None else None
+
+    @property
     def claims(self) -> Mapping[str, object] | None:
         """The claims of the verified bearer token; None when there is none. Raises RequestError(TOKEN_INVALID) for a bad one."""
         if not self._looked:
@@ -85,4 +93,5 @@ class RequestFacts:
         if claims is not None:
             subject = claims.get("sub")
             self.subject = subject if isinstance(subject, str) else ""
+            self.issuer = str(claims.get("iss", ""))
         return claims

@@ -6,7 +6,7 @@ client sends in a header can change it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from meshguard.model.principal import Principal
@@ -15,6 +15,7 @@ from meshguard.wire import xfcc
 
 if TYPE_CHECKING:
     from meshguard.net.limits import ConnectionLimits
+    from meshguard.pipeline.forwarding import Forwarding
     from meshguard.pipeline.plan import Table
 
 __all__ = ["Peer", "forwarded_lines"]
@@ -27,20 +28,25 @@ class Peer:
     `table` holds the decisions for this identity under `table.snapshot`. `refusal` is why this connection may not be served."""
 
     __slots__ = (
+        "answer_lines",
         "certificate_tag",
         "chain",
         "client_address",
         "client_port",
         "expires",
+        "forwarding",
         "limits",
         "lines",
         "listener",
         "local_address",
         "local_port",
+        "original",
+        "outbound",
         "principal",
         "protocol",
         "quarantined_until",
         "refusal",
+        "serves",
         "table",
         "tls_version",
         "trusted_proxy",
@@ -60,6 +66,11 @@ class Peer:
         self.quarantined_until = 0.0  # epoch seconds, with the refusal QUARANTINED; 0: no end is known
         self.table: Table | None = None
         self.trusted_proxy = False
+        self.outbound = False  # the caller is this workload itself
+        self.original: tuple[str, int] | None = None  # where a redirected client had connected to
+        self.serves: Callable[[str], bool] | None = None  # hosts that the certificate shown is for
+        self.forwarding: Forwarding | None = None  # the peer is trusted to tell who its client is
+        self.answer_lines = b""  # fields of our own answers
         self.certificate_tag = b""
         self.lines = b""
 

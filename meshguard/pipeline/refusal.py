@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from meshguard.model.reasons import QUARANTINED, TOKEN_INVALID, TOKEN_REQUIRED, Reason
+from meshguard.model.reasons import QUARANTINED, TOKEN_INVALID, TOKEN_REQUIRED, WEBSOCKET_HANDSHAKE, Reason
 
 __all__ = ["PROBLEM_TYPE", "problem_response"]
 
@@ -22,6 +22,8 @@ def problem_response(reason: Reason, decision_id: str, retry_after_s: int = 1) -
         block += b"www-authenticate: Bearer\r\n"
     elif reason is TOKEN_INVALID:
         block += b'www-authenticate: Bearer error="invalid_token"\r\n'
+    elif reason is WEBSOCKET_HANDSHAKE:
+        block += b"sec-websocket-version: 13\r\n"  # RFC 6455 section 4.4
     elif reason.status == 503 or reason is QUARANTINED:
         block += b"retry-after: %d\r\n" % retry_after_s
     elif reason.status == 405:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from meshguard.model.errors import DocumentError, Problem
 from meshguard.policy.compiled import CompiledPolicy
-from meshguard.policy.conditions import ClaimCondition, Condition, HeaderCondition, TimeCondition
+from meshguard.policy.conditions import USER, ClaimCondition, Condition, HeaderCondition, TimeCondition
 from meshguard.policy.digest import policy_digest
 from meshguard.policy.documents import RESERVED_ROLES, PolicyDocument, RoleDocument, RuleDocument
 from meshguard.policy.expression import ExpressionCondition
@@ -93,8 +93,10 @@ class _Compiler:
         subject = self._subjects[name] = len(self._subjects)
         patterns = tuple(map(parse_principal, document.principals))
         self._patterns += [(pattern, subject) for pattern in patterns]
-        claims = tuple(ClaimCondition(path, values) for path, values in document.jwt.items())
-        return Role(name, subject, patterns, claims, both=document.match == "all" and bool(patterns and claims))
+        claims = [ClaimCondition(path, values) for path, values in document.jwt.items()]
+        if document.users:
+            claims.append(ClaimCondition(USER, document.users))
+        return Role(name, subject, patterns, tuple(claims), both=document.match == "all" and bool(patterns and claims))
 
     def _read_rules(self) -> list[Rule]:
         rules: list[Rule] = []
@@ -126,7 +128,7 @@ class _Compiler:
                     self._problems.append(problem)
 
     def _known_role(self, caller: str, file: str, path: str) -> None:
-        if caller.startswith("spiffe:") or caller in RESERVED_ROLES:
+        if caller.startswith(("spiffe:", "jwt:")) or caller in RESERVED_ROLES:
             return
         self._used.add(caller)
         if caller not in self._roles:
@@ -177,7 +179,10 @@ class _Compiler:
         subject = self._subjects.get(caller)
         if subject is None:
             subject = self._subjects[caller] = len(self._subjects)
-            self._patterns.append((parse_principal(caller), subject))
+            if caller.startswith("jwt:"):  # a role that only this user's token gives
+                self._roles[caller] = Role(caller, subject, (), (ClaimCondition(USER, [caller]),), both=False)
+            else:
+                self._patterns.append((parse_principal(caller), subject))
         return subject
 
     def _index(self, rules: Sequence[Rule], *, allow: bool, shadow: bool) -> RuleIndex | None:

@@ -79,7 +79,7 @@ class SpanRecorder:
         self._ids = ids
         self._scheme = scheme
         self._spans: list[bytes] = []
-        self._connections: dict[tuple[str, str, str, int, str], bytes] = {}
+        self._connections: dict[tuple[str, str, str, int, str, str], bytes] = {}
         self._requests: dict[tuple[str, str, str, int], tuple[bytes, bytes]] = {}
         self._decisions: dict[_Decided, bytes] = {}
         self._upstreams: dict[tuple[str, str, str, str, int, Reason | None, str], tuple[bytes, bytes, bool]] = {}
@@ -127,7 +127,7 @@ class SpanRecorder:
         status = record.status
         attributes: list[bytes] = []
 
-        connection = (peer.listener, peer.protocol, peer.tls_version, peer.local_port, peer.client_address)
+        connection = (peer.listener, peer.protocol, peer.tls_version, peer.local_port, peer.client_address, record.client_address)
         attributes.append(self._connections.get(connection) or self._new_connection(connection))
         attributes.append(self._peer_port.encoded(peer.client_port))
         attributes.append(self._decision_id.encoded(record.decision_id))
@@ -151,6 +151,10 @@ class SpanRecorder:
             agent = _user_agent(head.block)
             if agent:
                 attributes.append(self._agents.get(agent) or self._new_agent(agent))
+        websocket = record.websocket
+        if websocket is not None and websocket.closed_by:
+            attributes.append(span_attribute("meshguard.websocket.close_code", websocket.close_code))
+            attributes.append(span_attribute("meshguard.websocket.closed_by", websocket.closed_by))
         failed = status >= 500 or not status or record.aborted
         if failed:
             error = error_type(status, refusal, record.aborted)
@@ -198,13 +202,13 @@ class SpanRecorder:
             record.sampled,
         )
 
-    def _new_connection(self, key: tuple[str, str, str, int, str]) -> bytes:
-        listener, protocol, tls_version, local_port, client_address = key
+    def _new_connection(self, key: tuple[str, str, str, int, str, str]) -> bytes:
+        listener, protocol, tls_version, local_port, peer_address, client_address = key
         told: dict[str, AttributeValue] = {
             "url.scheme": "https" if tls_version else "http",
             "server.port": local_port,
             "client.address": client_address,
-            "network.peer.address": client_address,
+            "network.peer.address": peer_address,
             "network.protocol.version": protocol_version(protocol),
             "meshguard.listener": listener,
         }

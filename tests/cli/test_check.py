@@ -242,7 +242,8 @@ def test_schemas_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["schema", "policy"]) == 0
     policy = json.loads(capsys.readouterr().out)
     assert config["$schema"] == policy["$schema"] == DIALECT
-    assert config["required"] == ["listeners", "clusters", "policies"]
+    assert config["required"] == ["listeners", "clusters"]
+    assert config["oneOf"] == [{"required": ["policies"]}, {"required": ["bundle"]}]
     assert set(policy["properties"]) >= POLICY_KEYS
     assert config["additionalProperties"] is False
 

@@ -148,10 +148,14 @@ class World:
         self.records: list[Any] = []
         self.journey: Any = SimpleNamespace(finished=self.records.append, boot_id="b")
         self.door = Door()
-        peer: Any = SimpleNamespace(limits=ConnectionLimits(**limits), table=None, principal=None)
+        peer: Any = SimpleNamespace(limits=ConnectionLimits(**limits), table=None, principal=None, answer_lines=b"")
         self.head = head_of(data)
         self.exchange = Exchange(self.journey, self.door, peer, self.head, 1)
         self.exchange.plan = SimpleNamespace(  # type: ignore[assignment]
+            answer=None,
+            location=b"",
+            body_bytes=limits.get("body_bytes", 0),
+            attempts=None,
             total_s=20.0, response_s=15.0, keep_trailers=False, inspects_response=False, inspects_request=False,
             response_operations=None, request_operations=None,
         )  # fmt: skip

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from meshguard.control.settings.values import DocumentPath, Endpoint, Percent, Seconds, Section, SpiffePattern
+from meshguard.control.settings.destinations import DestinationsConfig
+from meshguard.control.settings.values import DocumentPath, Endpoint, Percent, Seconds, Section, SpiffePattern, SpiffeTemplate
 
 __all__ = ["CircuitConfig", "ClusterConfig", "ClusterTimeouts", "ClusterTls", "EjectionConfig", "HealthConfig", "RetryConfig"]
 
@@ -21,7 +22,9 @@ class ClusterTls(Section):
     """TLS towards the upstream. The server is known by its SPIFFE ID, or, outside the mesh, by a name under a CA: exactly one of
     `spiffe_id`, `spiffe_ids` and `server_name`."""
 
-    spiffe_id: SpiffePattern | None = None
+    spiffe_id: SpiffeTemplate | None = Field(
+        default=None, description="Without endpoints, {service} (first label) and {host} of the destination may stand in it."
+    )
     spiffe_ids: list[SpiffePattern] = []
     server_name: str | None = Field(default=None, min_length=1, description="Host name that the server's certificate must have.")
     ca: DocumentPath | None = Field(default=None, description="CA certificates for `server_name`; absent: those of the system.")
@@ -75,9 +78,10 @@ class ClusterTimeouts(Section):
 
 
 class ClusterConfig(Section):
-    """One upstream service with its endpoints."""
+    """One upstream service with its endpoints; without endpoints, the services that requests name (`resolve: dns`)."""
 
-    endpoints: list[Endpoint] = Field(min_length=1)
+    endpoints: list[Endpoint] = Field(default=[], description="Absent: each request names its destination (see `destinations`).")
+    destinations: DestinationsConfig | None = Field(default=None, description="Only without endpoints.")
     resolve: Literal["static", "dns"] = Field(default="static", description="dns: host names become all their addresses, looked up again.")
     refresh_s: Seconds = 30.0
     balance: Literal["least_request", "round_robin"] = "least_request"
