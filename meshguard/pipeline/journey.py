@@ -371,7 +371,7 @@ def forward(journey: Journey, exchange: Exchange) -> object:
     elif length or head.method in _WITH_BODY:
         framing = b"content-length: %d\r\n" % length
     exchange.most = plan.attempts
-    if head.minor == 2 and is_grpc(head):
+    if head.minor == 2 and head.method == b"POST" and is_grpc(head):
         exchange.grpc_end = b""
         exchange.deadline = deadline_of(block, exchange.started)
         block = (with_timeout(block, exchange.deadline) if exchange.deadline else block) + b"te: trailers\r\n"
