@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 from meshguard.control.judgements import still_trusted
 from meshguard.model.errors import IdentityError
+from meshguard.net.cluster.carrier import Carrier, Lease
 from meshguard.net.cluster.cluster import Cluster
 from meshguard.net.tls import peer_chain, peer_leaf
 
@@ -73,17 +74,22 @@ def judge_upstreams(families: Iterable[Cluster | Destinations], trust: TrustStor
             if reason:
                 data = {"cluster": cluster.name, "endpoint": connection.endpoint.key, "reason": reason}
                 log.warning("an upstream's identity is no longer good", extra={"data": data})
-                cluster.lost(connection)  # out of the pool before anybody can take it
+                if isinstance(connection, Carrier):
+                    cluster.withdraw(connection)
+                else:
+                    cluster.lost(connection)  # out of the pool before anybody can take it
                 connection.channel.abort()
 
 
-def _connections(cluster: Cluster) -> Iterator[UpstreamConnection]:
+def _connections(cluster: Cluster) -> Iterator[UpstreamConnection | Http2Upstream]:
     members = cluster.members
     for endpoint in [*members.endpoints.values(), *members.leaving.values()]:
-        yield from cast("list[UpstreamConnection]", [*endpoint.idle, *endpoint.busy])  # what the connectors of all clusters make
+        # what the connectors of all clusters make; the connections of leases come below
+        yield from cast("list[UpstreamConnection]", [conn for conn in (*endpoint.idle, *endpoint.busy) if not isinstance(conn, Lease)])
+    yield from cast("list[Http2Upstream]", list(cluster.carriers))
 
 
-def _distrusted(connection: UpstreamConnection, trust: TrustStore, now: float) -> str:
+def _distrusted(connection: UpstreamConnection | Http2Upstream, trust: TrustStore, now: float) -> str:
     """Why, or nothing. The SPIFFE ID itself was compared when the connection was made, and cannot change on it."""
     tls = connection.channel.tls
     leaf = peer_leaf(tls) if tls is not None else None

@@ -117,7 +117,9 @@ class Upstreams:
         self._connectors: dict[str, Connector] = {}
         self._tls: dict[str, ClusterTls | None] = {}
         self.limits = WireLimits()
-        self.http2_limits = Http2Limits(streams=_STREAMS, reset_burst=_FRAMES, reset_per_s=_FRAMES, control_burst=_FRAMES, control_per_s=_FRAMES)
+        self.http2_limits = Http2Limits(
+            streams=_STREAMS, reset_burst=_FRAMES, reset_per_s=_FRAMES, control_burst=_FRAMES, control_per_s=_FRAMES
+        )
 
     def new_connector(self, config: ClusterConfig, tls: ClientTls | None) -> Connector:
         """For one cluster, or one destination of a dynamic one."""

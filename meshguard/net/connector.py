@@ -36,8 +36,8 @@ class ClientTls:
 
 
 class Connector:
-    """Connects for one cluster. `tls` may be replaced at any time (rotation); None is plaintext. `protocol` is `auto`, `http/1.1` or `h2`; with
-    TLS it says no more than the ALPN of the context, which has to agree."""
+    """Connects for one cluster. `tls` may be replaced at any time (rotation); None is plaintext. `protocol` is `auto`, `http/1.1` or `h2`;
+    with TLS it says no more than the ALPN of the context, which has to agree."""
 
     __slots__ = ("_new_engine", "_new_http2", "cluster", "protocol", "tls")
 

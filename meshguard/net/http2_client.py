@@ -1,8 +1,8 @@
 """One HTTP/2 connection to an upstream endpoint; many exchanges use it at a time (RFC 9113).
 
 Theory of operation. The cluster lends leases (`UpstreamStream`) as long as the peer's limit has room; each is one stream. What the
-streams write gathers in the engine and goes out once per turn of the loop. A stream that ends badly is reset and leaves the others alone; the
-connection ends with a GOAWAY, an error, or when the peer no longer answers a PING. Requests that the peer says it did not process
+streams write gathers in the engine and goes out once per turn of the loop. A stream that ends badly is reset and leaves the others
+alone; the connection ends with a GOAWAY, an error, or when the peer no longer answers a PING. Requests that it says it did not process
 (REFUSED_STREAM, above the last stream of a GOAWAY) may be sent again, whatever their method.
 """
 

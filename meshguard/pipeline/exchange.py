@@ -32,6 +32,7 @@ from meshguard.net.cluster.endpoint import Connection
 from meshguard.pipeline.grpc import is_grpc, refusal_block
 from meshguard.pipeline.inspection import Inspection
 from meshguard.pipeline.refusal import problem_response
+from meshguard.pipeline.repeat import repeatable
 from meshguard.pipeline.state import ExchangeState
 
 if TYPE_CHECKING:
@@ -43,9 +44,6 @@ if TYPE_CHECKING:
 __all__ = ["Exchange"]
 
 log = logging.getLogger(__name__)
-
-# RFC 9110 section 9.2.1 and idempotence in section 9.2.2: only these are sent again when a kept-alive connection dies under them.
-_SAFE = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 
 
 class Exchange(ExchangeState):
@@ -78,9 +76,7 @@ class Exchange(ExchangeState):
         if self.ended:
             connection.unused()
             return
-        if self.grpc_end is not None and connection.protocol != "h2":
-            connection.unused()
-            self.refuse(GRPC_NEEDS_HTTP2)
+        if (self.grpc_end is not None or self.websocket is not None) and self._misfit(connection):
             return
         self._connection = connection
         self.upstream = connection.endpoint.key
@@ -105,12 +101,21 @@ class Exchange(ExchangeState):
         elif self._door is not None and self._door.request_held:
             self._door.release_request()  # what of the body is here goes in one write with the head
 
+    def _misfit(self, connection: Upstream) -> bool:
+        """The upstream speaks a protocol that this request cannot be sent over."""
+        http2 = connection.protocol == "h2"
+        if http2 is (self.grpc_end is not None):
+            return False
+        connection.unused()
+        self.refuse(UPGRADE_NOT_SUPPORTED if http2 else GRPC_NEEDS_HTTP2)
+        return True
+
     def _send_again(self, connection: Upstream) -> None:
         """What the client has sent before the first upstream said that it processed nothing."""
         replay, self._replay = self._replay or [], None
         for data in replay:
             connection.send_data(data)
-        if self._request_complete and replay:
+        if self._request_complete:
             connection.send_end(b"")
 
     def failed(self, reason: Reason, detail: str) -> None:
@@ -313,8 +318,8 @@ class Exchange(ExchangeState):
         self.status = reason.status
         if self.head is not None and self.head.minor == 2 and is_grpc(self.head):
             self.status = 200
-            self.grpc_end = block = refusal_block(reason, self.decision_id)
-            body = b""
+            self.grpc_end, body = refusal_block(reason, self.decision_id), b""
+            block = self.grpc_end
         else:
             block, body = problem_response(reason, self.decision_id, self._retry_after_s(reason))
         if self.limit_lines:
@@ -339,24 +344,15 @@ class Exchange(ExchangeState):
             connection.drop(reason)
         if self.ended or cluster is None:
             return
-        if connection is not None and self._may_go_again(connection, reason) and cluster.may_retry(self):
+        replay = None if connection is None or self._response_sent else repeatable(connection, self.head, reason)
+        if replay is not None and cluster.may_retry(self):
+            if replay and self._inspection is None:  # an inspected body is kept there
+                self._replay = replay
             if not self._request_complete and self._door is not None:
                 self._door.hold_request()
             cluster.submit(self)
             return
         self.refuse(reason, detail)
-
-    def _may_go_again(self, connection: Upstream, reason: Reason) -> bool:
-        """The upstream says that it did nothing; or a kept-alive connection died unanswered under a safe request without a body."""
-        head = self.head
-        if connection.answered or self._response_sent or head is None or reason is not UPSTREAM_RESET:
-            return False
-        if connection.unprocessed:
-            replay = connection.replay()
-            if replay is not None and self._inspection is None:
-                self._replay = replay
-            return replay is not None
-        return connection.reused and head.method in _SAFE and head.length == NO_BODY
 
     def client_gone(self, why: str, kind: str = "client") -> None:
         """The client's connection or stream ended before the exchange was over; `kind` is who ended it."""
