@@ -75,7 +75,7 @@ ROWS: tuple[Row, ...] = (
         (Contestant("meshguard-any-core"), Contestant("meshguard-two-workers-any-core")), peers=False,
     ),
 )  # fmt: skip
-"""In the order of the tables. h2-mtls and grpc wait until the subject serves them."""
+"""In the order of the tables."""
 
 
 def contestants(row: Row, ours: str, peers: Iterable[str]) -> list[Contestant]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from meshguard.identity.trust import TrustStore
     from meshguard.net.cluster.settings import ClusterSettings
     from meshguard.net.connector import ClientTls
-    from meshguard.net.http1_server import Http1Connection
+    from meshguard.net.listener import ServerDoor
     from meshguard.net.listener import Listener
     from meshguard.pipeline.journey import Journey
     from meshguard.pipeline.snapshot import Snapshot
@@ -50,4 +50,4 @@ class Change:
     contexts: dict[str, ssl.SSLContext | None]
     prepared: dict[str, tuple[ClusterSettings, ClientTls | None]]
     dynamic: Any
-    fresh: list[tuple[Journey, Listener[Http1Connection]]]
+    fresh: list[tuple[Journey, Listener[ServerDoor]]]

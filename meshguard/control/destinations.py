@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import copy
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
-from meshguard.control.settings.clusters import ClusterConfig, ClusterTls
+from meshguard.control.settings.clusters import ClusterConfig
 from meshguard.control.settings.configuration import Configuration
 from meshguard.control.settings.destinations import DestinationsConfig, placeholders
 from meshguard.control.upstreams import client_tls, cluster_settings, peer_verifier
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DynamicClusters", "destination_settings"]
 
-Prepared: TypeAlias = "tuple[DestinationSettings, Callable[[str], ClientTls | None], AddressGuard]"
+NewConnector: TypeAlias = Callable[[ClusterConfig, ClientTls | None], Connector]
+Prepared: TypeAlias = "tuple[DestinationSettings, Callable[[str], ClientTls | None], Callable[[ClientTls | None], Connector], AddressGuard]"
 
 
 def destination_settings(config: ClusterConfig) -> DestinationSettings:
@@ -40,17 +42,19 @@ def destination_settings(config: ClusterConfig) -> DestinationSettings:
         named=tls is not None and tls.spiffe_id is not None and bool(placeholders(tls.spiffe_id)),
         limit=chosen.limit,
         idle_s=chosen.idle_s,
+        protocol=config.protocol,
     )
 
 
-def tls_by_host(config: ClusterTls | None, material: Material | None, trust: TrustStore | None) -> Callable[[str], ClientTls | None]:
+def tls_by_host(cluster: ClusterConfig, material: Material | None, trust: TrustStore | None) -> Callable[[str], ClientTls | None]:
     """How to speak TLS to each host: one context for all, and for each host the SPIFFE ID that its server has to prove. Raises
     IdentityError, OSError."""
+    config = cluster.tls
     template = config.spiffe_id if config is not None else None
     if config is None or template is None or not placeholders(template):
-        same = client_tls(config, material, trust)
+        same = client_tls(config, material, trust, cluster.protocol)
         return lambda host: same
-    base = client_tls(config.model_copy(update={"spiffe_id": _filled(template, "any")}), material, trust)
+    base = client_tls(config.model_copy(update={"spiffe_id": _filled(template, "any")}), material, trust, cluster.protocol)
     if base is None or trust is None:
         raise ValueError("a SPIFFE ID without TLS")
 
@@ -70,7 +74,7 @@ def _filled(template: str, host: str) -> str:
 class DynamicClusters:
     """The running dynamic clusters by name; like other clusters they outlive snapshots."""
 
-    def __init__(self, new_connector: Callable[[ClientTls | None], Connector]) -> None:
+    def __init__(self, new_connector: NewConnector) -> None:
         self.by_name: dict[str, Destinations] = {}
         self._new_connector = new_connector
 
@@ -87,7 +91,8 @@ class DynamicClusters:
         return {
             name: (
                 destination_settings(config),
-                tls_by_host(config.tls, material, trust),
+                tls_by_host(config, material, trust),
+                partial(self._new_connector, config),
                 AddressGuard(own, parse_networks((config.destinations or DestinationsConfig()).refuse_addresses)),
             )
             for name, config in configs.items()
@@ -95,12 +100,12 @@ class DynamicClusters:
 
     def apply(self, prepared: Mapping[str, Prepared]) -> list[Destinations]:
         """Makes the dynamic clusters what was prepared; gives those that are no longer wanted."""
-        for name, (settings, tls_of, guard) in prepared.items():
+        for name, (settings, tls_of, new_connector, guard) in prepared.items():
             running = self.by_name.get(name)
             if running is None:
                 from meshguard.net.destinations import Destinations
 
-                self.by_name[name] = Destinations(name, settings, tls_of, self._new_connector, guard)
+                self.by_name[name] = Destinations(name, settings, tls_of, new_connector, guard)
             else:
-                running.reconfigure(settings, tls_of, guard)
+                running.reconfigure(settings, tls_of, new_connector, guard)
         return [self.by_name.pop(name) for name in [name for name in self.by_name if name not in prepared]]

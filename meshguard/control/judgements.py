@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 from typing import TYPE_CHECKING
 
+from meshguard.control.protocols import protocols
 from meshguard.control.settings.listeners import ListenerConfig
 from meshguard.model.errors import DocumentError, IdentityError, Problem
 from meshguard.model.principal import Principal
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["address", "connection_limit", "own_principal", "refuse_restart_only", "server_context", "still_trusted"]
 
-_ALPN = ("http/1.1",)
 _FEWEST_CONNECTIONS = 64
 
 
@@ -68,15 +68,15 @@ def server_context(config: ListenerConfig, identity: IdentityUpdate | None, trus
         from meshguard.identity.pem import read_certificates
 
         material = load_material(read_certificates(config.certificate.read_bytes()), config.key.read_bytes(), svid=False)
-        return build_server_context(material, (), mode="server", alpn=_ALPN)
+        return build_server_context(material, (), mode="server", alpn=protocols(config))
     if config.certificates:
         from meshguard.control.certificates import edge_context
 
-        return edge_context(config.certificates, _ALPN, refuse_unknown=config.unknown_names == "refuse")
+        return edge_context(config.certificates, protocols(config), refuse_unknown=config.unknown_names == "refuse")
     if identity is None or trust is None:
         raise IdentityError("identity_unavailable", "a TLS listener needs an own identity")
     mode: ServerMode = "server" if config.tls == "server" else "mutual"
-    return build_server_context(identity.material, trust.anchors(), mode=mode, alpn=_ALPN)
+    return build_server_context(identity.material, trust.anchors(), mode=mode, alpn=protocols(config))
 
 
 def own_principal(identity: IdentityUpdate | None) -> Principal | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from meshguard.telemetry.live import added
 
@@ -79,10 +79,7 @@ def oldest(requests: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 def _open(runtime: Runtime) -> Iterator[Exchange]:
     for journey in runtime.journeys.values():
         for door in list(journey.connections):
-            streams: Any = getattr(door, "exchanges", None)  # a door with many streams
-            for stream in (door.stream,) if streams is None else list(streams):
-                if stream is not None:
-                    yield stream  # type: ignore[misc]  # what `Journey.begin` has put there
+            yield from cast("list[Exchange]", door.exchanges)  # what `Journey.begin` has put there
 
 
 def _told(exchange: Exchange, now: float) -> dict[str, Any]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from meshguard.control.judgements import still_trusted
 from meshguard.model.errors import IdentityError
+from meshguard.net.cluster.carrier import Carrier, Lease
 from meshguard.net.cluster.cluster import Cluster
 from meshguard.net.tls import peer_chain, peer_leaf
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from meshguard.identity.trust import TrustStore
     from meshguard.net.destinations import Destinations
     from meshguard.net.http1_client import UpstreamConnection
-    from meshguard.net.http1_server import Http1Connection
+    from meshguard.net.listener import ServerDoor
     from meshguard.pipeline.journey import Journey
     from meshguard.pipeline.snapshot import Snapshot
 
@@ -40,7 +42,7 @@ def judge_doors(journey: Journey, snapshot: Snapshot, trust: TrustStore | None, 
             door.abandon("could not be judged")
 
 
-def _judge_door(journey: Journey, door: Http1Connection, snapshot: Snapshot, trust: TrustStore | None, now: float, leaving: bool) -> None:
+def _judge_door(journey: Journey, door: ServerDoor, snapshot: Snapshot, trust: TrustStore | None, now: float, leaving: bool) -> None:
     peer = door.peer
     if peer is None:
         return
@@ -50,9 +52,7 @@ def _judge_door(journey: Journey, door: Http1Connection, snapshot: Snapshot, tru
         if peer.refusal is not None and before is None:
             door.cut(peer.refusal.code)
             return
-    if door.stream is not None and journey.overstays(door.stream, snapshot):
-        door.cut("policy_denied")
-    elif now >= peer.expires or not still_trusted(peer, trust, now):
+    if not door.recall(partial(journey.overstays, snapshot=snapshot)) and (now >= peer.expires or not still_trusted(peer, trust, now)):
         door.cut("identity_expired")
 
 
@@ -74,17 +74,22 @@ def judge_upstreams(families: Iterable[Cluster | Destinations], trust: TrustStor
             if reason:
                 data = {"cluster": cluster.name, "endpoint": connection.endpoint.key, "reason": reason}
                 log.warning("an upstream's identity is no longer good", extra={"data": data})
-                cluster.lost(connection)  # out of the pool before anybody can take it
+                if isinstance(connection, Carrier):
+                    cluster.withdraw(connection)
+                else:
+                    cluster.lost(connection)  # out of the pool before anybody can take it
                 connection.channel.abort()
 
 
-def _connections(cluster: Cluster) -> Iterator[UpstreamConnection]:
+def _connections(cluster: Cluster) -> Iterator[UpstreamConnection | Http2Upstream]:
     members = cluster.members
     for endpoint in [*members.endpoints.values(), *members.leaving.values()]:
-        yield from cast("list[UpstreamConnection]", [*endpoint.idle, *endpoint.busy])  # what the connectors of all clusters make
+        # what the connectors of all clusters make; the connections of leases come below
+        yield from cast("list[UpstreamConnection]", [conn for conn in (*endpoint.idle, *endpoint.busy) if not isinstance(conn, Lease)])
+    yield from cast("list[Http2Upstream]", list(cluster.carriers))
 
 
-def _distrusted(connection: UpstreamConnection, trust: TrustStore, now: float) -> str:
+def _distrusted(connection: UpstreamConnection | Http2Upstream, trust: TrustStore, now: float) -> str:
     """Why, or nothing. The SPIFFE ID itself was compared when the connection was made, and cannot change on it."""
     tls = connection.channel.tls
     leaf = peer_leaf(tls) if tls is not None else None

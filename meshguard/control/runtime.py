@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from meshguard.control.bundles import keep
 from meshguard.control.change import Change, State
 from meshguard.control.destinations import DynamicClusters
+from meshguard.control.doors import door_maker
 from meshguard.control.inputs import Inputs, load_inputs
 from meshguard.control.judgements import connection_limit, own_principal, refuse_restart_only, server_context
 from meshguard.control.keyring import Keyring
@@ -34,8 +35,7 @@ from meshguard.control.views import listener_view
 from meshguard.fields.views import Reader
 from meshguard.integrity.bundle import BundleError
 from meshguard.model.errors import MeshguardError
-from meshguard.net.http1_server import Http1Connection
-from meshguard.net.listener import Listener, TlsGate
+from meshguard.net.listener import Listener, ServerDoor, TlsGate
 from meshguard.net.tls import worn_out
 from meshguard.pipeline.inspection import InspectionBudget
 from meshguard.pipeline.journey import Journey
@@ -72,7 +72,7 @@ class Runtime:
         self.dynamic = DynamicClusters(self.upstreams.new_connector)
         self.keyring = Keyring()
         self.journeys: dict[str, Journey] = {}
-        self.listeners: dict[str, Listener[Http1Connection]] = {}
+        self.listeners: dict[str, Listener[ServerDoor]] = {}
         self.inputs: Inputs = None  # type: ignore[assignment]  # set by start before anything else runs
         self.snapshot: Snapshot | None = None
         self.telemetry: Telemetry = None  # type: ignore[assignment]  # likewise
@@ -86,7 +86,7 @@ class Runtime:
         self._tokens: TokenVerifier | None = None
         self._retired: list[Cluster | Destinations] = []
         self._retiring: set[asyncio.Task[None]] = set()
-        self._leaving: list[tuple[Journey, Listener[Http1Connection]]] = []
+        self._leaving: list[tuple[Journey, Listener[ServerDoor]]] = []
         self._collected_at = float("-inf")
         self._not_renewable: set[str] = set()
         self.rate_limits = RateLimits()
@@ -260,9 +260,9 @@ class Runtime:
 
     def _bind_new(
         self, snapshot: Snapshot, configs: Mapping[str, ListenerConfig], contexts: Mapping[str, ssl.SSLContext | None]
-    ) -> list[tuple[Journey, Listener[Http1Connection]]]:
+    ) -> list[tuple[Journey, Listener[ServerDoor]]]:
         """Listeners that are new in this configuration, with their addresses taken. Raises OSError, and then none is."""
-        fresh: list[tuple[Journey, Listener[Http1Connection]]] = []
+        fresh: list[tuple[Journey, Listener[ServerDoor]]] = []
         try:
             for name, config in configs.items():
                 if name not in self.listeners:
@@ -302,13 +302,13 @@ class Runtime:
             changed = journey.snapshot.listeners[name].configured != view.configured
             journey.snapshot = snapshot
             if changed:
-                for door in journey.connections:
+                for door in list(journey.connections):
                     door.adopt(view.new_engine(view.wire_limits, view.field_rules), view.limits)
         for name in [name for name in self.listeners if name not in configuration.listeners]:
             self._leave(self.journeys.pop(name), self.listeners.pop(name))
         self.judge_connections()
 
-    def _leave(self, journey: Journey, listener: Listener[Http1Connection]) -> None:
+    def _leave(self, journey: Journey, listener: Listener[ServerDoor]) -> None:
         """A listener that is no longer configured: what runs finishes, under the identities that are trusted now."""
         journey.draining = True
         entry = (journey, listener)
@@ -337,18 +337,14 @@ class Runtime:
             telemetry.handshake_failed,
         )
 
-    def _new_listener(self, name: str, config: ListenerConfig, journey: Journey, gate: TlsGate) -> Listener[Http1Connection]:
-        def new_door() -> Http1Connection:
-            view = journey.snapshot.listeners[name]
-            return Http1Connection(journey, view.new_engine(view.wire_limits, view.field_rules), view.limits)
-
+    def _new_listener(self, name: str, config: ListenerConfig, journey: Journey, gate: TlsGate) -> Listener[ServerDoor]:
         def on_load(share: float) -> None:
             view = journey.snapshot.listeners[name]
             full = share * listener.gate.limit
             journey.crowded = full > 1 and share >= view.close_share
             journey.shedding = full > 1 and share > view.shed_share
 
-        listener = Listener(name, (config.address.host, config.address.port), gate, new_door, journey.connections, on_load)
+        listener = Listener(name, (config.address.host, config.address.port), gate, door_maker(journey, name), journey.connections, on_load)
         return listener
 
     async def _retire(self, cluster: Cluster | Destinations) -> None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from meshguard.control.protocols import http2_view, protocols
 from meshguard.control.settings.edge import HstsConfig
 from meshguard.control.settings.listeners import HeaderChanges, ListenerConfig, RouteConfig
 from meshguard.net.limits import ConnectionLimits, WebSocketLimits
@@ -77,6 +78,7 @@ def listener_view(name: str, config: ListenerConfig) -> ListenerView:
         redirect=None if config.redirect is None else Redirect(config.redirect.port, config.redirect.status),
         answer_lines=b"".join(f"{key}: {value}\r\n".encode("ascii") for key, value in strict.items()),
         trusts=principal_matcher(config.trusted_proxies) if config.trusted_proxies else None,
+        http2=http2_view(config) if "h2" in protocols(config) else None,
     )
 
 

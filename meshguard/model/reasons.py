@@ -58,6 +58,7 @@ METHOD_NOT_SUPPORTED = Reason("method_not_supported", 405, 12, "The method is no
 UPGRADE_NOT_SUPPORTED = Reason("upgrade_not_supported", 501, 12, "The protocol upgrade is not supported by this proxy")
 WEBSOCKET_HANDSHAKE = Reason("websocket_handshake", 400, 3, "The WebSocket handshake is malformed")
 WEBSOCKET_DENIED = Reason("websocket_denied", 403, 7, "WebSocket is not allowed here")
+GRPC_TIMEOUT_MALFORMED = Reason("grpc_timeout_malformed", 400, 3, "The grpc-timeout of the call is malformed")
 EXPECTATION_FAILED = Reason("expectation_failed", 417, 3, "The expectation cannot be met")
 PLAINTEXT_REFUSED = Reason("plaintext_refused", 400, 16, "Plain HTTP was sent to a TLS listener", closes=True)
 REQUEST_TIMEOUT = Reason("request_timeout", 408, 4, "The request did not arrive in time", closes=True)
@@ -104,6 +105,7 @@ UPSTREAM_RESET = Reason("upstream_reset", 502, 14, "The upstream ended the conne
 UPSTREAM_TIMEOUT = Reason("upstream_timeout", 504, 4, "The upstream did not answer in time", _U)
 UPSTREAM_MALFORMED = Reason("upstream_malformed", 502, 13, "The upstream's response is malformed", _U)
 UPSTREAM_QUARANTINED = Reason("upstream_quarantined", 503, 14, "The service is quarantined", _U)
+GRPC_NEEDS_HTTP2 = Reason("grpc_needs_http2", 502, 12, "The upstream does not speak HTTP/2, which gRPC needs", _U)
 CIRCUIT_OPEN = Reason("circuit_open", 503, 14, "The upstream is overloaded", _U)
 INTERNAL_ERROR = Reason("internal_error", 500, 13, "An internal error occurred", _I, closes=True)
 

@@ -143,6 +143,8 @@ class RequestRecord(Protocol):
     @property
     def client_address(self) -> str: ...  # the peer's, or what trusted proxies told of its client
     @property
+    def grpc_end(self) -> bytes | None: ...  # the field block with `grpc-status`; None where the request is no gRPC call
+    @property
     def subject(self) -> str: ...  # `sub` of the verified JWT, ""
     @property
     def issuer(self) -> str: ...  # `iss` of the verified JWT, ""

@@ -50,6 +50,7 @@ class DestinationSettings:
     named: bool = False
     limit: int = 256
     idle_s: float = 300.0
+    protocol: str = "http/1.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,7 @@ class Destinations:
         name: str,
         settings: DestinationSettings,
         tls_of: Callable[[str], ClientTls | None],
-        new_connector: Callable[[ClientTls | None], Connector],
+        new_connector: Callable[[ClientTls | None, str], Connector],
         guard: AddressGuard,
         clock: Callable[[], float] = time.monotonic,
         *,
@@ -178,7 +179,7 @@ class Destinations:
             raise RequestError(DESTINATION_REFUSED, f"cluster {self.name} is closed")
         if len(self._members) >= settings.limit and not self._make_room():
             raise RequestError(TOO_MANY_DESTINATIONS, f"{len(self._members)} destinations of cluster {self.name} are in use")
-        connector = self._new_connector(self._tls_of(host))
+        connector = self._new_connector(self._tls_of(host), settings.protocol)
 
         async def connect(endpoint: Endpoint) -> Connection:
             self._guard.judge(endpoint.address.host, endpoint.address.port)
@@ -203,10 +204,16 @@ class Destinations:
 
     # -- life -----------------------------------------------------------------------------------------------------------
 
-    def reconfigure(self, settings: DestinationSettings, tls_of: Callable[[str], ClientTls | None], guard: AddressGuard) -> None:
+    def reconfigure(
+        self,
+        settings: DestinationSettings,
+        tls_of: Callable[[str], ClientTls | None],
+        new_connector: Callable[[ClientTls | None], Connector],
+        guard: AddressGuard,
+    ) -> None:
         """Takes other settings, or another identity: connections that are open take no further request; what runs finishes."""
         moved = (settings.address, settings.original) != (self.settings.address, self.settings.original)
-        self.settings, self._tls_of, self._guard = settings, tls_of, guard
+        self.settings, self._tls_of, self._new_connector, self._guard = settings, tls_of, new_connector, guard
         for key, member in list(self._members.items()):
             try:
                 member.connector.tls = tls_of(member.host)

@@ -11,13 +11,16 @@ import socket
 import ssl
 from collections.abc import Callable, Sequence
 from time import monotonic, time
-from typing import Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 from meshguard.model.reasons import PLAINTEXT_REFUSED
 from meshguard.net.channel import Application, Channel, PlainChannel, TlsChannel
+from meshguard.net.limits import ConnectionLimits
 from meshguard.net.listening import bind
+from meshguard.net.stream import Stream
+from meshguard.wire.events import RequestEngine
 
-__all__ = ["SWEEP_S", "Door", "Listener", "TlsGate"]
+__all__ = ["SWEEP_S", "Door", "Listener", "ServerDoor", "TlsGate"]
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +38,30 @@ class Door(Application, Protocol):
     def expire(self, now: float) -> None: ...
     def finish(self) -> None: ...
     def abandon(self, why: str) -> None: ...
+
+
+class ServerDoor(Door, Protocol):
+    """A downstream connection, whichever protocol it speaks. `peer` is None until it is established."""
+
+    peer: Any
+    draining: bool
+
+    @property
+    def protocol(self) -> str: ...
+
+    @property
+    def exchanges(self) -> list[Stream]:
+        """What is under way."""
+        ...
+
+    def recall(self, overstays: Callable[[Stream], bool]) -> bool:
+        """Ends what `overstays` says may no longer run; true when the whole connection ends with it."""
+
+    def cut(self, why: str) -> None:
+        """The caller may no longer be served."""
+
+    def adopt(self, engine: RequestEngine, limits: ConnectionLimits) -> None:
+        """Other settings of the listener; `engine` is a fresh one of HTTP/1.1."""
 
 
 class TlsGate:
@@ -193,9 +220,9 @@ def _plaintext_answer() -> bytes:
     body = (
         f'{{"type":"urn:meshguard:problem:{reason.code}","title":"{reason.title}","status":{reason.status},"code":"{reason.code}"}}\n'
     ).encode("ascii")
-    return (
-        b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
-        % (len(body), body)
+    return b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b" % (
+        len(body),
+        body,
     )
 
 
@@ -246,4 +273,3 @@ class _Unborn:
         self._transport.close()
 
     close = abort
-

@@ -32,7 +32,7 @@ def make_transparent(sock: socket.socket) -> None:
 def original_destination(transport_socket: Any, mode: CaptureMode, listening: tuple[str, int]) -> tuple[str, int] | None:
     """(address, port) that the client of an accepted connection wanted; None when it wanted this listener.
 
-    `listening` is the listener's own address. `transport_socket` is what the transport gives as `socket`: anything with `fileno` and `family`."""
+    `listening` is the listener's own address, `transport_socket` what the transport gives as `socket`."""
     if mode == "redirect":
         return _tracked(transport_socket)
     host, port = transport_socket.getsockname()[:2]

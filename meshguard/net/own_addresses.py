@@ -58,7 +58,7 @@ class AddressGuard:
         if any(ip.version == network.version and ip in network for network in self._refused):
             raise UpstreamError(DESTINATION_REFUSED, f"{host} is in a refused range")
         for bound, own_port in self._own:
-            if own_port == port and (bound == ip or (bound.is_unspecified and is_local(ip))):
+            if own_port == port and (bound == ip or (bound.is_unspecified and bound.version == ip.version and is_local(ip))):
                 raise UpstreamError(LOOP_DETECTED, f"{host}:{port} is this proxy")
 
 

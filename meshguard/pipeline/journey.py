@@ -30,6 +30,7 @@ from meshguard.net.server_names import names_of
 from meshguard.net.tls import peer_chain
 from meshguard.pipeline.exchange import Exchange
 from meshguard.pipeline.facts import RequestFacts
+from meshguard.pipeline.grpc import deadline_of, is_grpc, with_timeout
 from meshguard.pipeline.inspection import InspectionBudget
 from meshguard.pipeline.peer import Peer, forwarded_lines
 from meshguard.policy.decision import Conditional
@@ -40,7 +41,7 @@ from meshguard.wire.trace_context import begin as begin_trace
 if TYPE_CHECKING:
     from meshguard.model.principal import Principal
     from meshguard.net.channel import Channel
-    from meshguard.net.http1_server import Http1Connection
+    from meshguard.net.listener import ServerDoor
     from meshguard.net.stream import Downstream, Stream
     from meshguard.pipeline.plan import Plan
     from meshguard.pipeline.snapshot import Snapshot
@@ -92,7 +93,7 @@ class Journey:
         self.observer = observer
         self.boot_id = boot_id
         self.next_number = next_number
-        self.connections: set[Http1Connection] = set()
+        self.connections: set[ServerDoor] = set()
         self.active = active  # gauge of requests under way
         self.budget = budget
         self.on_handshake_failure = on_handshake_failure
@@ -105,7 +106,7 @@ class Journey:
 
     # -- doors (net.stream.Handler) -------------------------------------------------------------------------------------
 
-    def welcome(self, door: Http1Connection, channel: Channel) -> Peer:
+    def welcome(self, door: ServerDoor, channel: Channel) -> Peer:
         """Identifies a new connection, once."""
         snapshot = self.snapshot
         view = snapshot.listeners[self.listener]
@@ -115,6 +116,7 @@ class Journey:
 
             peer.original = original_destination(channel.transport.get_extra_info("socket"), view.capture, view.address)
             peer.local_address, peer.local_port = view.address  # what rules name as `ports`, whatever the client had wanted
+        peer.protocol = door.protocol
         tls = channel.tls
         if tls is not None:
             peer.tls_version = tls.version() or ""
@@ -194,7 +196,7 @@ class Journey:
         answered by the decision it began under: a change drops no request."""
         exchange = cast(Exchange, getattr(stream, "owner", stream))  # what `begin` has put there, or the tunnel that it has become
         plan, peer = exchange.plan, exchange.peer
-        if exchange.judged == snapshot.revision or (monotonic() - exchange.started < LONG_S and exchange.status != 101):
+        if exchange.judged == snapshot.revision or (monotonic() - exchange.started < LONG_S and exchange is stream):
             return False
         exchange.judged = snapshot.revision
         if plan is None or type(exchange.verdict) is not Permit or plan.policy_revision == snapshot.revision:
@@ -202,6 +204,8 @@ class Journey:
         outlook = snapshot.policy.bind(peer.principal).outlook(plan.method, plan.path, plan.readings, plan.host, peer.local_port)
         try:
             verdict = outlook.decide(RequestFacts(exchange, time())) if isinstance(outlook, Conditional) else outlook
+            if exchange.websocket is not None and not exchange.websocket.still_allowed(exchange, snapshot):
+                return True
         except RequestError:
             return True
         return not isinstance(verdict, Permit)
@@ -228,7 +232,7 @@ class Journey:
         self.active.value += 1
         exchange.refuse(error.reason, error.detail)
 
-    def farewell(self, door: Http1Connection, peer: Peer | None, reason: str) -> None:
+    def farewell(self, door: ServerDoor, peer: Peer | None, reason: str) -> None:
         self.connections.discard(door)
         if not self.connections and self.on_quiet is not None:
             self.on_quiet()
@@ -364,7 +368,7 @@ def forward(journey: Journey, exchange: Exchange) -> object:
         block = plan.request_operations.apply(block)
     if head.specials:
         for name, value in head.specials:
-            if name == b"upgrade" and b"websocket" in value.lower():
+            if (name == b"upgrade" and b"websocket" in value.lower()) or name == b":protocol":
                 block, framing = _upgrade(exchange, head, plan, block)
                 break
     length = exchange.request_length
@@ -373,6 +377,10 @@ def forward(journey: Journey, exchange: Exchange) -> object:
     elif length or head.method in _WITH_BODY:
         framing = b"content-length: %d\r\n" % length
     exchange.most = plan.attempts
+    if head.minor == 2 and is_grpc(head):
+        exchange.grpc_end = b""
+        exchange.deadline = deadline_of(block, exchange.started)
+        block = (with_timeout(block, exchange.deadline) if exchange.deadline else block) + b"te: trailers\r\n"
     if head.expect and not plan.inspects_request:
         exchange.send_continue()
     line = plan.line if exchange.line is None else exchange.line

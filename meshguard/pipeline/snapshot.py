@@ -24,12 +24,23 @@ if TYPE_CHECKING:
     from meshguard.pipeline.rate_limits import Limiter
     from meshguard.pipeline.tokens import TokenVerifier
     from meshguard.policy.compiled import CompiledPolicy
+    from meshguard.wire.http2.engine import Http2Limits, ServerEngine, ServerSink
     from meshguard.wire.trace_context import Sampling
 
-__all__ = ["ListenerView", "Snapshot"]
+__all__ = ["Http2View", "ListenerView", "Snapshot"]
 
 _TABLES = 10_000
 """Identities with a table per listener; then the memo starts anew."""
+
+
+@dataclass(slots=True)
+class Http2View:
+    """HTTP/2 on a listener. `new_server(limits, rules, sink)`; `cleartext`: also without TLS, by its preface; `only`: nothing else."""
+
+    limits: Http2Limits
+    new_server: Callable[[Http2Limits, FieldRules, ServerSink], ServerEngine]
+    cleartext: bool
+    only: bool
 
 
 @dataclass(slots=True)
@@ -55,6 +66,7 @@ class ListenerView:
     forwarding: Forwarding | None = None  # None: X-Forwarded-* of our own, and nobody is believed
     redirect: Redirect | None = None
     answer_lines: bytes = b""  # on our own answers too
+    http2: Http2View | None = None
     tables: dict[str, Table] = field(default_factory=dict)
 
 

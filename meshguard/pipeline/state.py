@@ -19,8 +19,7 @@ from meshguard.net.cluster.endpoint import Endpoint
 
 if TYPE_CHECKING:
     from meshguard.net.cluster.cluster import Cluster
-    from meshguard.net.http1_client import UpstreamConnection
-    from meshguard.net.stream import Downstream
+    from meshguard.net.stream import Downstream, Upstream
     from meshguard.pipeline.inspection import Inspection
     from meshguard.pipeline.journey import Journey
     from meshguard.pipeline.peer import Peer
@@ -43,6 +42,7 @@ class ExchangeState(Call):
         "_inspection",
         "_interims",
         "_journey",
+        "_replay",
         "_request_complete",
         "_response_complete",
         "_response_length",
@@ -53,9 +53,11 @@ class ExchangeState(Call):
         "block",
         "client",
         "client_span_id",
+        "deadline",
         "detail",
         "ended",
         "forwarded",
+        "grpc_end",
         "head",
         "issuer",
         "judged",
@@ -91,7 +93,8 @@ class ExchangeState(Call):
         self.ticket = None
         self._journey = journey
         self._door: Downstream | None = door
-        self._connection: UpstreamConnection | None = None
+        self._connection: Upstream | None = None
+        self._replay: list[bytes] | None = None  # request body to send again: the first upstream processed nothing
         self._cluster: Cluster | None = None
         self._inspection: Inspection | None = None
         self._head_out = b""
@@ -129,6 +132,8 @@ class ExchangeState(Call):
         self.span_id = b""  # derived off the path (telemetry.span_ids)
         self.client_span_id = b""
         self.sampled = False
+        self.grpc_end: bytes | None = None  # a gRPC call: what its answer ended with (b"": nothing yet)
+        self.deadline = 0.0  # that the client set for this call, monotonic; 0.0: none
         self.limit_lines = b""  # what the client is told of rate limits
         self.operations: Sequence[FieldOperation] = ()
         self.subject = ""

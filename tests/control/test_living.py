@@ -16,12 +16,13 @@ from meshguard.pipeline.snapshot import Snapshot
 class Door:
     """What the judge needs of a connection, and what became of it."""
 
-    stream = None
-
     def __init__(self, expires: float) -> None:
         self.peer = Peer("inbound", cast(Any, None), ("10.0.0.1", 1), ("10.0.0.2", 2))
         self.peer.expires = expires
         self.end = ""
+
+    def recall(self, overstays: object) -> bool:
+        return False
 
     def cut(self, why: str) -> None:
         self.end = why
@@ -40,6 +41,9 @@ class Doors:
 
     def __init__(self, *doors: Door) -> None:
         self.connections = doors
+
+    def overstays(self, stream: object, snapshot: object) -> bool:
+        return False
 
 
 def test_an_exception_ends_one_connection_and_not_the_look(caplog: pytest.LogCaptureFixture) -> None:

@@ -33,7 +33,11 @@ def start(mesh: Mesh, server: Upstream, directory: Any, crl: bytes) -> Proxy:
         "listeners": {name: {"tls": "none", "direction": "outbound", "to": name} for name in ("static", "dynamic")},
         "clusters": {
             "static": {"endpoints": [f"127.0.0.1:{server.port}"], "tls": tls},
-            "dynamic": {"resolve": "dns", "tls": {"spiffe_id": SHOP + "{service}"}, "destinations": {"address": f"127.0.0.1:{server.port}"}},
+            "dynamic": {
+                "resolve": "dns",
+                "tls": {"spiffe_id": SHOP + "{service}"},
+                "destinations": {"address": f"127.0.0.1:{server.port}"},
+            },
         },
     }
     return Proxy(directory, config, policies={"p.yaml": {"rules": [{"id": "all", "allow": [SHOP + "orders"]}]}}).start()
@@ -72,7 +76,8 @@ def test_what_is_open_ends_when_the_server_is_no_longer_trusted(change: str, mes
                 assert stream.head().status == 200
             # a look at what is trusted ends nothing, and leaves what is idle to the next request
             kept = [one.request(get("/whole", host="ledger")).json["connection"] for _ in range(2)]
-            assert kept[0] == kept[1] and "no longer good" not in proxy.stderr_text
+            assert kept[0] == kept[1]
+            assert "no longer good" not in proxy.stderr_text
             if not old:
                 other = Authority("another root")
                 (directory / "shop.crl").write_bytes(other.crl())

@@ -122,6 +122,7 @@ class Record:
         "detail",
         "ended",
         "forwarded",
+        "grpc_end",
         "head",
         "issuer",
         "number",
@@ -173,7 +174,9 @@ class Record:
         subject: str = "",
         websocket: WebSocketFacts | None = None,
         issuer: str = "",
+        grpc_end: bytes | None = None,
     ) -> None:
+        self.grpc_end = grpc_end
         self.number = number
         self.peer = peer
         self.principal = peer.principal

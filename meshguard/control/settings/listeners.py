@@ -107,12 +107,19 @@ class ListenerConfig(Section):
     capture: Literal["none", "redirect", "tproxy"] = Field(
         default="none", description="How traffic is redirected here (`meshguard capture`), so that its first destination is known."
     )
+    protocols: list[Literal["h2", "http/1.1"]] | None = Field(
+        default=None,
+        min_length=1,
+        description="By preference. Absent: h2 and http/1.1 with TLS (by ALPN), http/1.1 without TLS, where h2 is prior knowledge.",
+    )
     permissive_until: Moment | None = Field(default=None, description="End of a relaxation; a date counts to its last second, UTC.")
     to: ClusterName | None = None
     routes: list[RouteConfig] = []
     authorities: list[AuthorityPattern] = Field(default=[], description="Hosts served here; absent: any.")
     websocket: Literal["allow", "deny"] = Field(default="allow", description="Upgrades to WebSocket, where policy allows the request.")
-    engine: Literal["default", "reference"] = Field(default="default", description="HTTP/1.1 implementation; `reference` is h11, slower.")
+    engine: Literal["default", "reference"] = Field(
+        default="default", description="HTTP implementation; `reference` is h11 and h2, slower."
+    )
     trusted_proxies: list[SpiffePattern] = Field(default=[], description="Peers whose X-Forwarded-* and XFCC are believed.")
     forwarded: Literal["x-forwarded", "rfc7239", "none"] = Field(
         default="x-forwarded", description="Which fields tell the upstream about the client, and are read from trusted peers; never both."
