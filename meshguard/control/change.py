@@ -12,8 +12,7 @@ if TYPE_CHECKING:
     from meshguard.identity.trust import TrustStore
     from meshguard.net.cluster.settings import ClusterSettings
     from meshguard.net.connector import ClientTls
-    from meshguard.net.listener import ServerDoor
-    from meshguard.net.listener import Listener
+    from meshguard.net.listener import Listener, ServerDoor
     from meshguard.pipeline.journey import Journey
     from meshguard.pipeline.snapshot import Snapshot
     from meshguard.sources.identity import IdentityUpdate

@@ -42,7 +42,6 @@ def destination_settings(config: ClusterConfig) -> DestinationSettings:
         named=tls is not None and tls.spiffe_id is not None and bool(placeholders(tls.spiffe_id)),
         limit=chosen.limit,
         idle_s=chosen.idle_s,
-        protocol=config.protocol,
     )
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from meshguard.identity.trust import TrustStore
     from meshguard.net.destinations import Destinations
     from meshguard.net.http1_client import UpstreamConnection
+    from meshguard.net.http2_client import Http2Upstream
     from meshguard.net.listener import ServerDoor
     from meshguard.pipeline.journey import Journey
     from meshguard.pipeline.snapshot import Snapshot

@@ -50,7 +50,6 @@ class DestinationSettings:
     named: bool = False
     limit: int = 256
     idle_s: float = 300.0
-    protocol: str = "http/1.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +113,7 @@ class Destinations:
         name: str,
         settings: DestinationSettings,
         tls_of: Callable[[str], ClientTls | None],
-        new_connector: Callable[[ClientTls | None, str], Connector],
+        new_connector: Callable[[ClientTls | None], Connector],
         guard: AddressGuard,
         clock: Callable[[], float] = time.monotonic,
         *,
@@ -179,7 +178,7 @@ class Destinations:
             raise RequestError(DESTINATION_REFUSED, f"cluster {self.name} is closed")
         if len(self._members) >= settings.limit and not self._make_room():
             raise RequestError(TOO_MANY_DESTINATIONS, f"{len(self._members)} destinations of cluster {self.name} are in use")
-        connector = self._new_connector(self._tls_of(host), settings.protocol)
+        connector = self._new_connector(self._tls_of(host))
 
         async def connect(endpoint: Endpoint) -> Connection:
             self._guard.judge(endpoint.address.host, endpoint.address.port)

@@ -14,9 +14,8 @@ from email.utils import formatdate
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from meshguard.model.errors import RequestError
 from meshguard.model.messages import NO_BODY, RequestHead
-from meshguard.model.reasons import UPGRADE_NOT_SUPPORTED, Reason
+from meshguard.model.reasons import Reason
 from meshguard.wire.http2.engine import CANCEL, INTERNAL_ERROR, NO_ERROR
 
 if TYPE_CHECKING:
@@ -229,13 +228,6 @@ class Http2Stream:
             if waits or self.waits or self._connection.full:
                 self._sent(waits)
         self._connection.wake()
-
-    def open_tunnel(self, block: bytes, tunnel: Tunnel) -> bytes:
-        """No request over HTTP/2 asks for one: `upgrade` is malformed here, and extended CONNECT is not offered."""
-        raise RequestError(UPGRADE_NOT_SUPPORTED)
-
-    def send_now(self, data: bytes) -> None:
-        raise RequestError(UPGRADE_NOT_SUPPORTED)
 
     def _sent(self, waits: int) -> None:
         connection = self._connection
