@@ -19,7 +19,18 @@ from typing import Any
 
 from meshguard.model.errors import MeshguardError
 
-__all__ = ["GENTLE_S", "VARIABLE", "Estate", "Inheritance", "SuccessorFailed", "inherit", "read_contained", "spawn_again", "start_successor", "write_contained"]
+__all__ = [
+    "GENTLE_S",
+    "VARIABLE",
+    "Estate",
+    "Inheritance",
+    "SuccessorFailed",
+    "inherit",
+    "read_contained",
+    "spawn_again",
+    "start_successor",
+    "write_contained",
+]
 
 VARIABLE = "MESHGUARD_HANDOVER"
 """Environment variable that tells the new process which descriptors are what."""

@@ -16,6 +16,7 @@ from meshguard.model.errors import IdentityError
 from meshguard.net.cluster.carrier import Carrier, Lease
 from meshguard.net.cluster.cluster import Cluster
 from meshguard.net.tls import peer_chain, peer_leaf
+from meshguard.policy.quarantine import NOBODY, Quarantine
 
 if TYPE_CHECKING:
     from meshguard.identity.trust import TrustStore
@@ -57,9 +58,11 @@ def _judge_door(journey: Journey, door: ServerDoor, snapshot: Snapshot, trust: T
         door.cut("identity_expired")
 
 
-def judge_upstreams(families: Iterable[Cluster | Destinations], trust: TrustStore | None, now: float) -> None:
-    """Ends connections to servers whose certificates `trust` no longer vouches for: what runs on them is cut, and nothing is sent
-    there any more. A server that is known by its host name has no SPIFFE ID to judge."""
+def judge_upstreams(
+    families: Iterable[Cluster | Destinations], trust: TrustStore | None, now: float, quarantine: Quarantine = NOBODY
+) -> None:
+    """Ends connections to servers whose certificates `trust` no longer vouches for, or that are quarantined: what runs on them is cut,
+    and nothing is sent there any more. A server that is known by its host name has no SPIFFE ID to judge."""
     if trust is None:
         return
     for cluster in (cluster for family in families for cluster in ((family,) if isinstance(family, Cluster) else family)):
@@ -67,7 +70,7 @@ def judge_upstreams(families: Iterable[Cluster | Destinations], trust: TrustStor
             if connection.expires is None or connection.channel.closed:
                 continue
             try:
-                reason = _distrusted(connection, trust, now)
+                reason = _distrusted(connection, trust, now, quarantine)
             except Exception:
                 # as above
                 log.exception("an upstream connection could not be judged")
@@ -90,15 +93,16 @@ def _connections(cluster: Cluster) -> Iterator[UpstreamConnection | Http2Upstrea
     yield from cast("list[Http2Upstream]", list(cluster.carriers))
 
 
-def _distrusted(connection: UpstreamConnection | Http2Upstream, trust: TrustStore, now: float) -> str:
+def _distrusted(connection: UpstreamConnection | Http2Upstream, trust: TrustStore, now: float, quarantine: Quarantine) -> str:
     """Why, or nothing. The SPIFFE ID itself was compared when the connection was made, and cannot change on it."""
     tls = connection.channel.tls
     leaf = peer_leaf(tls) if tls is not None else None
     if tls is None or leaf is None:
         return "certificate_missing"
-    if trust.recall(leaf, now) is None:
+    principal = trust.recall(leaf, now)
+    if principal is None:
         try:
-            trust.verify(peer_chain(tls), now)
+            principal = trust.verify(peer_chain(tls), now)
         except IdentityError as exc:
             return exc.code
-    return ""
+    return "quarantined" if quarantine and quarantine.find(principal.spiffe_id, principal.serial, now) is not None else ""

@@ -69,7 +69,7 @@ class Runtime:
         self._load_configuration = load_configuration
         self.state = State()
         self.upstreams = Upstreams()
-        self.dynamic = DynamicClusters(self.upstreams.new_connector)
+        self.dynamic = DynamicClusters(self.upstreams.new_connector, self.upstreams.contained)
         self.keyring = Keyring()
         self.journeys: dict[str, Journey] = {}
         self.listeners: dict[str, Listener[ServerDoor]] = {}
@@ -169,11 +169,12 @@ class Runtime:
 
     def contain(self, quarantine: Quarantine) -> None:
         """Puts a quarantine in force on every listener, at once."""
-        self.quarantine = quarantine
+        self.quarantine = self.upstreams.contained.current = quarantine
         material = self._identity.material if self._identity is not None else None
         own = quarantine.find(material.spiffe_id, material.serial, time.time()) if material is not None and quarantine else None
         for journey in (*self.journeys.values(), *(journey for journey, _ in self._leaving)):
             journey.contain(quarantine, own)
+        judge_upstreams(self._families(), self._trust, time.time(), quarantine)
 
     def _failed(self, why: str, exc: Exception) -> None:
         self.state.failures += 1
@@ -367,7 +368,10 @@ class Runtime:
             judge_doors(journey, journey.snapshot, journey.snapshot.trust, now)
         for journey, _ in self._leaving:
             judge_doors(journey, self.snapshot or journey.snapshot, self._trust, now, leaving=True)
-        judge_upstreams((*self.upstreams.clusters.values(), *self.dynamic.by_name.values(), *self._retired), self._trust, now)
+        judge_upstreams(self._families(), self._trust, now, self.quarantine)
+
+    def _families(self) -> tuple[Cluster | Destinations, ...]:
+        return (*self.upstreams.clusters.values(), *self.dynamic.by_name.values(), *self._retired)
 
     async def watch(self) -> None:
         """Judges all connections twice a second (an expired SVID ends its connections within a second), renews worn contexts, sweeps

@@ -271,7 +271,7 @@ def identify(journey: Journey, exchange: Exchange) -> object:
     if time() >= peer.expires:
         raise RequestError(IDENTITY_EXPIRED)
     if journey.isolated is not None:
-        raise RequestError(UPSTREAM_QUARANTINED, "this workload is quarantined")
+        raise RequestError(QUARANTINED if peer.outbound else UPSTREAM_QUARANTINED, "this workload is quarantined")
     if journey.draining:
         raise RequestError(DRAINING)
     if journey.shedding:
