@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 __all__ = ["CONFIG_KEYS", "POLICY_KEYS", "register"]
 
 CONFIG_KEYS = frozenset(
-    ("profile", "identity", "jwt", "listeners", "clusters", "policies", "keys", "decision_log", "telemetry", "admin", "limits", "drain_s")
+    (
+        *("profile", "identity", "jwt", "listeners", "clusters", "policies", "keys"),
+        *("decision_log", "telemetry", "admin", "limits", "drain_s"),
+        *("quarantine", "bundle"),
+        *("workers", "restart_s"),
+    )
 )
 POLICY_KEYS = frozenset(("roles", "rules", "fields", "tests"))
 

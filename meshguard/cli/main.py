@@ -23,10 +23,17 @@ COMMANDS: tuple[tuple[str, str], ...] = (
     ("serve", "run the proxy"),
     ("check", "check configurations and policies, and show what is in effect"),
     ("test", "run the tests that stand in policies"),
+    ("diff", "what changes between two policies, by meaning and over recorded traffic"),
+    ("reach", "who can call what, allowed against observed"),
     ("schema", "print the JSON Schema of a document, for editors"),
     ("identity", "make a development CA and identities, inspect certificates"),
     ("keys", "make, show and rotate keysets of protected fields"),
+    ("bundle", "build, sign and verify the policy as one signed, versioned file"),
+    ("quarantine", "cut an identity out of the mesh at once, and let it in again"),
+    ("capture", "send an application's traffic through the listeners, by netfilter rules"),
+    ("fields", "seal, open and rewrap stored values; report what is protected"),
     ("demo", "a guided tour: two workloads, a policy, a protected field"),
+    ("top", "live requests, rates, latencies and decisions of one instance"),
     ("version", "print the version"),
 )
 """Every subcommand with its line of help, in the order of a user's first day."""
@@ -79,11 +86,21 @@ def _called(argv: Sequence[str]) -> str | None:
     return None
 
 
+class _Help(argparse.HelpFormatter):
+    """argparse forgets the indent of subcommands when it measures their names."""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        super().add_argument(action)
+        if isinstance(action, argparse._SubParsersAction):
+            self._action_max_length += self._indent_increment
+
+
 def _parser(called: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="meshguard",
         description="A security proxy for service meshes: mTLS identity, per-request policy, field-level encryption, decision records.",
         epilog="meshguard COMMAND --help shows a command with examples.",
+        formatter_class=_Help,
     )
     parser.add_argument("--version", action="version", version=f"meshguard {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")

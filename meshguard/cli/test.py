@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from meshguard.policy.documents import PolicyDocument
     from meshguard.policy.testing import TestResult, TestRun
 
-__all__ = ["register"]
+__all__ = ["register", "run_files"]
 
 _EXAMPLES = """\
 examples:
@@ -61,6 +61,14 @@ def _run(arguments: argparse.Namespace) -> int:
         print("meshguard: there are no tests in these documents", file=sys.stderr)
         return 1
     return 1 if run.failed or (arguments.cover and run.uncovered) else 0
+
+
+def run_files(paths: Sequence[Path]) -> TestRun:
+    """Runs the tests of the documents in `paths`, as one policy. Raises DocumentError."""
+    from meshguard.policy.testing import run_tests
+
+    policy, documents, files = _load(paths)
+    return run_tests(policy, documents, files, _canonicalise, time.time())
 
 
 def _load(paths: Sequence[Path]) -> tuple[CompiledPolicy, list[PolicyDocument], list[str]]:

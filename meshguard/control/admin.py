@@ -7,10 +7,13 @@
     GET  /snapshot    digest, revision and time of the policy in force
     POST /drain       from loopback only: stop taking new work; ?wait=SECONDS answers when it is done, or after that time
 
-It is kept boring: one request a connection, no body, a deadline for each step, a bound on connections. What is unknown is 404, another
-method 405. Browsers are kept out: a Host that is a name (other than localhost and the configured ones) is refused, because that is what
-DNS rebinding looks like, and so is every request that carries an Origin or comes from another site. /drain changes state, so it is no
-GET (RFC 9110 9.2.1): a link, an image or a prefetch cannot drain a proxy.
+Other parts add paths with `extend`. Those that change or disclose something are *guarded*: they take the bearer token of
+`admin.token_file`, because a port on loopback is open to every process beside this one, also to the workload it protects.
+
+It is kept boring: one request a connection, small bodies and only where one is expected, a deadline for each step, a bound on
+connections. What is unknown is 404, another method 405. Browsers are kept out: a Host that is a name (other than localhost and the
+configured ones) is refused, because that is what DNS rebinding looks like, and so is every request that carries an Origin or comes from
+another site. /drain changes state, so it is no GET (RFC 9110 9.2.1): a link, an image or a prefetch cannot drain a proxy.
 
 Everything shown comes from callables given at construction: this module knows no pipeline.
 """
@@ -18,22 +21,29 @@ Everything shown comes from callables given at construction: this module knows n
 from __future__ import annotations
 
 import asyncio
+import hmac
 import ipaddress
 import logging
+import os
 import platform
+import socket
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl
 
 import h11
 import orjson
 
 from meshguard import __version__
+from meshguard.control.operations import MAX_BODY_BYTES, AdminRequest, Operation, OperationError
+from meshguard.control.status import EndpointStatus, ListenerStatus, Status, WorkersStatus
 from meshguard.telemetry.metrics import Family
 from meshguard.telemetry.prometheus import content_type, render
 from meshguard.telemetry.redaction import Redactor
 
-__all__ = ["AdminServer", "EndpointStatus", "ListenerStatus", "Providers", "Status"]
+__all__ = ["AdminServer", "EndpointStatus", "ListenerStatus", "Providers", "Status", "WorkersStatus"]
 
 _log = logging.getLogger(__name__)
 
@@ -49,66 +59,18 @@ _JSON = "application/json"
 
 
 @dataclass(frozen=True, slots=True)
-class ListenerStatus:
-    """A configured listener, and whether its socket is open."""
-
-    name: str
-    address: str
-    listening: bool
-
-
-@dataclass(frozen=True, slots=True)
-class EndpointStatus:
-    """An endpoint of a cluster, with the reason why it is not used."""
-
-    address: str
-    healthy: bool
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """The state of the process at one moment. Times are epoch seconds; `identity_not_after` None: it has no identity of its own."""
-
-    policy_digest: str = ""  # "" while none is loaded
-    policy_revision: int = 0
-    policy_since: float = 0.0
-    reload_error: str = ""  # of the last attempt, "" when it worked
-    identity: str = ""
-    identity_not_after: float | None = None
-    listeners: tuple[ListenerStatus, ...] = ()
-    clusters: Mapping[str, tuple[EndpointStatus, ...]] = field(default_factory=dict)
-    draining: bool = False
-    active: int = 0  # requests in progress
-
-    def not_ready(self, now: float) -> list[str]:
-        """Why no traffic should be sent here; empty when it should.
-
-        A failed reload and endpoints that are down are told but do not count: the last good policy is enforced, and taking every proxy
-        of a broken upstream out of service would replace its clear answer by none.
-        """
-        reasons = []
-        if not self.policy_digest:
-            reasons.append("no_policy")
-        if self.identity_not_after is not None and self.identity_not_after <= now:
-            reasons.append("identity_expired")
-        reasons.extend(f"listener_down:{listener.name}" for listener in self.listeners if not listener.listening)
-        if self.draining:
-            reasons.append("draining")
-        return reasons
-
-
-@dataclass(frozen=True, slots=True)
 class Providers:
     """What the admin API shows and does.
 
     `families` is asked at each scrape. `start_drain` must be harmless when called again; `drained` waits until no request is left.
+    `refresh` gathers what `status` and `families` then tell, where that takes asking others.
     """
 
     status: Callable[[], Status]
     families: Callable[[], Iterable[Family]]
     start_drain: Callable[[], None]
     drained: Callable[[], Awaitable[None]]
+    refresh: Callable[[], Awaitable[None]] | None = None
 
 
 class _Answer:
@@ -130,8 +92,12 @@ class AdminServer:
         hosts: Collection[str] = (),
         redactor: Redactor | None = None,
         now: Callable[[], float] = time.time,
+        token: Callable[[], bytes] | None = None,
     ) -> None:
+        """`token` gives the bearer token of guarded operations, each time anew (empty: none, and then they are refused)."""
         self._providers = providers
+        self._token = token or (lambda: b"")
+        self._operations: dict[str, Operation] = {}
         self._hosts = frozenset(hosts) | {"localhost"}
         self._redactor = redactor or Redactor()
         self._now = now
@@ -146,11 +112,29 @@ class AdminServer:
             "/drain": (("POST",), self._drain),
         }
 
-    async def start(self, host: str = "127.0.0.1", port: int = 9901) -> tuple[str, int]:
-        """Listen. Returns the address in use (port 0 takes a free one). Raises OSError when it cannot be bound."""
-        self._server = await asyncio.start_server(self._serve, host, port, limit=MAX_HEAD_BYTES, backlog=MAX_CONNECTIONS)
+    def extend(self, path: str, operation: Operation) -> None:
+        """Serves `operation` at `path`. Raises ValueError for a path that is taken."""
+        if path in self._routes or path in self._operations:
+            raise ValueError(f"{path} is taken")
+        self._operations[path] = operation
+
+    async def start(self, host: str = "127.0.0.1", port: int = 9901, given: socket.socket | None = None) -> tuple[str, int]:
+        """Listen, on the socket that another process has `given` or by binding. Returns the address in use (port 0 takes a free one).
+        Raises OSError when it cannot be bound."""
+        place: dict[str, Any] = {"host": host, "port": port} if given is None else {"sock": given}
+        self._server = await asyncio.start_server(self._serve, **place, limit=MAX_HEAD_BYTES, backlog=MAX_CONNECTIONS)
         name = self._server.sockets[0].getsockname()
         return str(name[0]), int(name[1])
+
+    @property
+    def descriptor(self) -> int:
+        """Of the listening socket, for a process that takes over; -1 when there is none."""
+        return self._server.sockets[0].fileno() if self._server is not None and self._server.sockets else -1
+
+    def stop_listening(self) -> None:
+        """Another process answers from now on; what was asked here is still answered."""
+        if self._server is not None:
+            self._server.close()
 
     async def close(self) -> None:
         """Stop listening and end open connections."""
@@ -187,22 +171,33 @@ class AdminServer:
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
         request: h11.Request | None = None
+        body = b""
         try:
             async with asyncio.timeout(HEAD_S):
-                while request is None:
+                while True:
                     event = connection.next_event()
                     if event is h11.NEED_DATA:
                         connection.receive_data(await reader.read(MAX_HEAD_BYTES))
                     elif isinstance(event, h11.Request):
                         request = event
+                        if request.target.partition(b"?")[0].decode("latin-1") not in self._operations:
+                            break  # nothing here takes a body
+                    elif isinstance(event, h11.Data) and len(body) + len(event.data) <= MAX_BODY_BYTES:
+                        body += event.data
+                    elif isinstance(event, h11.Data):
+                        await self._send(connection, writer, request, _problem(413, f"a body of more than {MAX_BODY_BYTES} octets"))
+                        return
+                    elif isinstance(event, h11.EndOfMessage):
+                        break
                     else:
                         return  # closed before a request
         except h11.RemoteProtocolError as exc:
             await self._send(connection, writer, None, _problem(exc.error_status_hint, "the request is malformed"))
             return
-        await self._send(connection, writer, request, await self._answer(request, writer))
+        if request is not None:
+            await self._send(connection, writer, request, await self._answer(request, body, writer))
 
-    async def _answer(self, request: h11.Request, writer: asyncio.StreamWriter) -> _Answer:
+    async def _answer(self, request: h11.Request, body: bytes, writer: asyncio.StreamWriter) -> _Answer:
         fields: dict[str, str] = {}
         for name, value in request.headers:
             key = name.decode("ascii")
@@ -211,9 +206,12 @@ class AdminServer:
             return _problem(421, "the Host field names neither an address nor a configured name")
         if "origin" in fields or fields.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             return _problem(403, "requests from web pages are not served")
+        path, _, query = request.target.decode("latin-1").partition("?")
+        operation = self._operations.get(path)
+        if operation is not None:
+            return await self._operate(operation, path, request.method.decode("latin-1"), query, body, fields.get("authorization", ""))
         if fields.get("content-length", "0").strip("0") or "transfer-encoding" in fields:
             return _problem(413, "a request body is not accepted")
-        path, _, query = request.target.decode("latin-1").partition("?")
         route = self._routes.get(path)
         if route is None:
             return _problem(404, "there is nothing at this path")
@@ -227,6 +225,32 @@ class AdminServer:
         except Exception:  # a provider failed: the probe gets an answer, the log the reason
             _log.exception("the admin API cannot answer %s", path)
             return _problem(500, "an internal error occurred")
+
+    async def _operate(self, operation: Operation, path: str, method: str, query: str, body: bytes, authorization: str) -> _Answer:
+        if method not in operation.methods:
+            answer = _problem(405, "the method is not allowed here")
+            answer.headers.append(("allow", ", ".join(operation.methods)))
+            return answer
+        if operation.guarded:
+            token = self._token()
+            if not token:
+                return _problem(403, "admin.token_file is not configured: guarded operations are off")
+            scheme, _, given = authorization.partition(" ")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("latin-1"), token):
+                answer = _problem(401, "a bearer token is needed, that of admin.token_file")
+                answer.headers.append(("www-authenticate", "Bearer"))
+                return answer
+        try:
+            parameters = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query), max_num_fields=32))
+            status, value = await operation.handle(AdminRequest(method, parameters, body))
+        except OperationError as exc:
+            return _problem(exc.status, exc.title)
+        except ValueError as exc:
+            return _problem(400, str(exc))
+        except Exception:  # a provider failed: the caller gets an answer, the log the reason
+            _log.exception("the admin API cannot answer %s", path)
+            return _problem(500, "an internal error occurred")
+        return _json(status, value)
 
     async def _send(self, connection: h11.Connection, writer: asyncio.StreamWriter, request: h11.Request | None, answer: _Answer) -> None:
         body = answer.body
@@ -264,10 +288,15 @@ class AdminServer:
             return False
         return True
 
+    async def _refresh(self) -> None:
+        if self._providers.refresh is not None:
+            await self._providers.refresh()
+
     async def _healthz(self, request: h11.Request, query: str, loopback: bool) -> _Answer:
         return _json(200, {"status": "ok"})
 
     async def _readyz(self, request: h11.Request, query: str, loopback: bool) -> _Answer:
+        await self._refresh()
         status = self._providers.status()
         now = self._now()
         reasons = status.not_ready(now)
@@ -290,11 +319,17 @@ class AdminServer:
                 ]
                 for name, endpoints in status.clusters.items()
             }
+            if status.keys:
+                told["keys"] = {name: {key: self._shown(value) for key, value in items.items()} for name, items in status.keys.items()}
             told["draining"] = status.draining
             told["active"] = status.active
+            told["pid"] = os.getpid()
+        if status.workers is not None:
+            told["workers"] = status.workers.told(loopback)
         return _json(503 if reasons else 200, told)
 
     async def _metrics(self, request: h11.Request, query: str, loopback: bool) -> _Answer:
+        await self._refresh()
         accept = b",".join(value for name, value in request.headers if name == b"accept").decode("latin-1")
         media_type = content_type(accept)
         return _Answer(200, render(self._providers.families(), media_type), media_type)
@@ -328,6 +363,9 @@ class AdminServer:
             except TimeoutError:
                 drained = self._providers.status().active == 0
         return _json(200, {"draining": True, "drained": drained, "active": self._providers.status().active})
+
+    def _shown(self, value: object) -> object:
+        return self._redactor.text(value) if isinstance(value, str) else value
 
     def _policy(self, status: Status) -> dict[str, object]:
         return {

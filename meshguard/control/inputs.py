@@ -5,19 +5,22 @@ Runs in a thread: reading, validating and compiling ten thousand rules takes lon
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from meshguard.control.policies import load_policy
+from meshguard.control.keyring import Keyring, LoadedKeys
+from meshguard.control.policies import LoadedPolicy, load_policy
+from meshguard.control.settings.bundle import BundleConfig
 from meshguard.control.settings.configuration import Configuration
 from meshguard.control.settings.load import LoadedConfiguration
 from meshguard.fields.compile import CompiledFields
-from meshguard.keys.file import load_keyset
-from meshguard.model.errors import Problem
+from meshguard.fields.keyset import Keyset
+from meshguard.model.errors import DocumentError, Problem
 from meshguard.policy.compiled import CompiledPolicy
+from meshguard.sources.bundles import BundleKeeper, BundleSettings, Candidate
 
-__all__ = ["Inputs", "load_inputs"]
+__all__ = ["Inputs", "bundle_settings", "load_inputs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,23 +32,53 @@ class Inputs:
     fields: CompiledFields | None
     warnings: tuple[Problem, ...]
     files: tuple[Path, ...]
+    keys: LoadedKeys
+    candidate: Candidate | None = None  # the bundle that the policy came from
 
     @property
     def configuration(self) -> Configuration:
         return self.loaded.configuration
 
 
-def load_inputs(load_configuration: Callable[[], LoadedConfiguration]) -> Inputs:
-    """Reads everything anew. Raises DocumentError with every problem, KeysetError, OSError."""
+def load_inputs(
+    load_configuration: Callable[[], LoadedConfiguration], keyring: Keyring, bundles: BundleKeeper | None = None
+) -> Inputs:
+    """Reads everything anew; keysets that live on come from the `keyring`, with a `bundle` in the configuration the policy is what
+    `bundles` gives. Raises DocumentError with every problem, KeysetError, OSError."""
     loaded = load_configuration()
     configuration = loaded.configuration
     create = configuration.profile == "development"
-    keysets = {name: load_keyset(config.path, name, create=create) for name, config in configuration.keys.items()}
-    policy = load_policy(configuration.policies, keysets=keysets)
-    files = [Path(loaded.document.file), *configuration.policies, *(config.path for config in configuration.keys.values())]
+    keys = keyring.load(configuration.keys, create=create)
+    candidate = None
+    if configuration.bundle is not None:
+        candidate, policy = _from_bundle(bundles or BundleKeeper(bundle_settings(configuration.bundle)), keys.keysets)
+    else:
+        policy = load_policy(configuration.policies, keysets=keys.keysets)
+    files = [Path(loaded.document.file), *configuration.policies, *keys.files]
     for listener in configuration.listeners.values():
         files += [path for path in (listener.certificate, listener.key) if path is not None]
+        files += [path for entry in listener.certificates for path in (entry.certificate, entry.key)]
     files += [cluster.tls.ca for cluster in configuration.clusters.values() if cluster.tls is not None and cluster.tls.ca is not None]
-    return Inputs(loaded, policy.compiled, policy.fields, policy.warnings, tuple(files))
+    if configuration.bundle is not None and configuration.bundle.path is not None:
+        files.append(configuration.bundle.path)
+    return Inputs(loaded, policy.compiled, policy.fields, policy.warnings, tuple(files), keys, candidate)
 
+
+def _from_bundle(bundles: BundleKeeper, keysets: Mapping[str, Keyset]) -> tuple[Candidate, LoadedPolicy]:
+    """The best bundle whose documents compile. A signed one that does not is refused like any other: what was in force goes on."""
+    first: DocumentError | None = None
+    for candidate in bundles.choose():
+        try:
+            return candidate, load_policy(candidate.documents(), keysets=keysets, environment={})
+        except DocumentError as exc:
+            bundles.refused = f"bundle {candidate.bundle.name} version {candidate.bundle.version}: {exc}"
+            first = first or exc
+    raise first or DocumentError([])
+
+
+def bundle_settings(config: BundleConfig) -> BundleSettings:
+    """What the keeper needs of the configuration."""
+    return BundleSettings(
+        config.path, config.url, config.ca, tuple(config.keys), config.threshold, config.state, config.interval_s, config.name
+    )
 

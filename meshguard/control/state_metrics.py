@@ -11,6 +11,8 @@ from meshguard.telemetry.metrics import Family, Kind, Labels
 
 if TYPE_CHECKING:
     from meshguard.control.runtime import Runtime
+    from meshguard.net.cluster.state import ClusterState
+    from meshguard.net.destinations import DestinationsState
 
 __all__ = ["families"]
 
@@ -38,6 +40,15 @@ def families(runtime: Runtime, tasks: int) -> Iterator[Family]:
         [((name,), float(listener.refused)) for name, listener in runtime.listeners.items()],
     )
     states = {name: cluster.snapshot() for name, cluster in runtime.upstreams.clusters.items()}
+    dynamic = {name: destinations.snapshot() for name, destinations in runtime.dynamic.by_name.items()}
+    sums: dict[str, ClusterState | DestinationsState] = {**states, **dynamic}
+    yield _gauge(
+        "meshguard.cluster.destinations",
+        "Open destinations of a cluster without endpoints",
+        "{destination}",
+        ("cluster",),
+        [((name,), float(state.count)) for name, state in dynamic.items()],
+    )
     for attribute, text in (
         ("in_flight", "Requests in flight"),
         ("connections", "Connections"),
@@ -49,7 +60,7 @@ def families(runtime: Runtime, tasks: int) -> Iterator[Family]:
             text,
             "",
             ("cluster",),
-            [((name,), float(getattr(state, attribute))) for name, state in states.items()],
+            [((name,), float(getattr(state, attribute))) for name, state in sums.items()],
         )
     for attribute, text in (
         ("connects", "Connections opened"),
@@ -64,7 +75,7 @@ def families(runtime: Runtime, tasks: int) -> Iterator[Family]:
             text,
             "",
             ("cluster",),
-            [((name,), float(getattr(state, attribute))) for name, state in states.items()],
+            [((name,), float(getattr(state, attribute))) for name, state in sums.items()],
         )
     yield _gauge(
         "meshguard.cluster.usable",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
+from meshguard.control.protocols import http2_view, protocols
+from meshguard.control.settings.edge import HstsConfig
 from meshguard.control.settings.listeners import HeaderChanges, ListenerConfig, RouteConfig
-from meshguard.net.limits import ConnectionLimits
-from meshguard.pipeline.routes import HeaderOperations, Route, RouteTable, authority_matcher
+from meshguard.net.limits import ConnectionLimits, WebSocketLimits
+from meshguard.pipeline.routes import HeaderOperations, Redirect, Route, RouteTable, authority_matcher
 from meshguard.pipeline.snapshot import ListenerView
 from meshguard.policy.paths import Parameter, parse_template
 from meshguard.policy.principals import parse_principal
@@ -15,6 +18,9 @@ from meshguard.wire import http1, reference
 from meshguard.wire.events import RequestEngine, WireLimits
 from meshguard.wire.semantics import FieldRules
 from meshguard.wire.target import STRICT, PathOptions
+
+if TYPE_CHECKING:
+    from meshguard.pipeline.forwarding import Forwarding
 
 __all__ = ["ENGINES", "listener_view", "path_matcher", "principal_matcher", "wire_limits"]
 
@@ -26,18 +32,18 @@ ENGINES: dict[str, Callable[[WireLimits, FieldRules], RequestEngine]] = {
 
 def wire_limits(config: ListenerConfig) -> WireLimits:
     limits = config.limits
-    return WireLimits(
-        limits.head_bytes, limits.fields, limits.request_line_bytes, limits.chunk_line_bytes, limits.chunk_extension_bytes
-    )
+    return WireLimits(limits.head_bytes, limits.fields, limits.request_line_bytes, limits.chunk_line_bytes, limits.chunk_extension_bytes)
 
 
 def listener_view(name: str, config: ListenerConfig) -> ListenerView:
     """What the listener `name` does with its requests."""
     limits = config.limits
+    hsts = config.hsts
+    strict = {} if hsts is None else {"strict-transport-security": _strict_transport(hsts)}
     return ListenerView(
         name=name,
         routes=RouteTable(
-            [_route(route) for route in config.routes] if config.routes else [Route(name, config.to or "")],
+            [_route(route, strict, config.websocket) for route in config.routes] if config.routes else [_only_route(name, config, strict)],
             authority_matcher(config.authorities) if config.authorities else None,
         ),
         limits=ConnectionLimits(
@@ -49,6 +55,13 @@ def listener_view(name: str, config: ListenerConfig) -> ListenerView:
             body_bytes=limits.body_bytes,
             refused_body_bytes=limits.refused_body_bytes,
             requests_per_turn=limits.requests_per_turn,
+            websocket=WebSocketLimits(
+                limits.websocket_message_bytes,
+                limits.websocket_frame_bytes,
+                limits.websocket_idle_s,
+                limits.websocket_ping_s,
+                limits.websocket_close_s,
+            ),
         ),
         wire_limits=wire_limits(config),
         field_rules=FieldRules(tuple(name.encode("ascii") for name in config.strip_headers), config.underscores),
@@ -58,11 +71,40 @@ def listener_view(name: str, config: ListenerConfig) -> ListenerView:
         close_share=limits.overload_close_percent / 100,
         shed_share=limits.overload_shed_percent / 100,
         plaintext_until=config.permissive_until.timestamp() if config.permissive_until is not None else 0.0,
+        outbound=config.direction == "outbound",
+        capture=config.capture,
+        address=(config.address.host, config.address.port),
+        forwarding=_forwarding(config),
+        redirect=None if config.redirect is None else Redirect(config.redirect.port, config.redirect.status),
+        answer_lines=b"".join(f"{key}: {value}\r\n".encode("ascii") for key, value in strict.items()),
         trusts=principal_matcher(config.trusted_proxies) if config.trusted_proxies else None,
+        http2=http2_view(config) if "h2" in protocols(config) else None,
     )
 
 
-def _route(config: RouteConfig) -> Route:
+def _forwarding(config: ListenerConfig) -> Forwarding | None:
+    if config.forwarded == "x-forwarded" and not (config.trusted_hops or config.trusted_addresses or config.trusted_proxies):
+        return None
+    from meshguard.pipeline.forwarding import Forwarding
+    from meshguard.wire.forwarded import parse_networks
+
+    return Forwarding(config.forwarded, config.trusted_hops, parse_networks(config.trusted_addresses))
+
+
+def _strict_transport(config: HstsConfig) -> str:
+    """The field's value (RFC 6797 section 6.1)."""
+    return f"max-age={config.max_age_s}" + "; includeSubDomains" * config.include_subdomains + "; preload" * config.preload
+
+
+def _only_route(name: str, config: ListenerConfig, fields: Mapping[str, str]) -> Route:
+    """Everything to one cluster (`to` of the listener)."""
+    return Route(
+        name, config.to or "", response_operations=_operations(HeaderChanges(set=dict(fields))), websocket=config.websocket == "allow"
+    )
+
+
+def _route(config: RouteConfig, fields: Mapping[str, str], websocket: str) -> Route:
+    """`fields` are set on every response, where the route itself does not set them."""
     principals = principal_matcher(config.principals) if config.principals else None
     options = config.path
     strict = (options.encoded_slash, options.double_encoding, options.params, options.backslash) == ("reject",) * 4
@@ -76,10 +118,13 @@ def _route(config: RouteConfig) -> Route:
         principals=None if principals is None else lambda caller: caller is not None and principals(caller),
         options=STRICT if strict else PathOptions(options.encoded_slash, options.double_encoding, options.params, options.backslash),
         request_operations=_operations(config.request_headers),
-        response_operations=_operations(config.response_headers),
+        response_operations=_operations(config.response_headers.model_copy(update={"set": {**fields, **config.response_headers.set}})),
         response_s=config.timeouts.response_s,
         total_s=config.timeouts.total_s or 0.0,
         keep_trailers=config.trailers == "keep",
+        websocket=(config.websocket or websocket) == "allow",
+        body_bytes=config.limits.body_bytes,
+        attempts=config.retries.attempts,
     )
 
 

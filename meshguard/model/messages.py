@@ -30,7 +30,8 @@ class RequestHead:
     keep_alive  the client lets the connection go on after this exchange
     expect      an `Expect: 100-continue` is waiting for its answer
     specials    list of (lower-case name, value) in order: every field that was cut from the block for meshguard's own use
-                (traceparent, tracestate, x-forwarded-*, forwarded, x-forwarded-client-cert, te, upgrade, ...)
+                (traceparent, tracestate, x-forwarded-*, forwarded, x-forwarded-client-cert, te, upgrade, ...); of Connection
+                only the option that an upgrade needs, as (connection, upgrade)
     size        octets of the head on the wire
     """
 

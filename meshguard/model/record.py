@@ -14,12 +14,12 @@ from meshguard.model.principal import Principal
 from meshguard.model.reasons import Reason
 from meshguard.model.verdicts import Denial, Permit
 
-__all__ = ["FieldOperation", "PeerFacts", "PlanFacts", "RequestRecord"]
+__all__ = ["FieldOperation", "PeerFacts", "PlanFacts", "RequestRecord", "WebSocketFacts"]
 
 
 class FieldOperation:
-    """One act on a protected field: `operation` (`seal`, `open`, `mask`, `pass`, `remove`), `field` rule id, `keyset` and key `version`
-    (0 where none), `count` values. Never the value."""
+    """One act on a protected field: `operation` (`seal`, `open`, `mask`, `pass`, `remove`, `rewrap`), `field` rule id, `keyset` and key
+    `version` (0 where none), `count` values. Never the value."""
 
     __slots__ = ("count", "field", "keyset", "operation", "version")
 
@@ -50,6 +50,8 @@ class PeerFacts(Protocol):
     def local_address(self) -> str: ...
     @property
     def local_port(self) -> int: ...
+    @property
+    def outbound(self) -> bool: ...  # a call of this workload itself
 
 
 class PlanFacts(Protocol):
@@ -69,6 +71,17 @@ class PlanFacts(Protocol):
     def cluster(self) -> str: ...  # name of the cluster, "" when none
     @property
     def policy_revision(self) -> int: ...
+
+
+class WebSocketFacts(Protocol):
+    """If a WebSocket came to be, and how it ended: code of the first Close (0: none) and whose it was (client, upstream, meshguard)."""
+
+    @property
+    def opened(self) -> bool: ...
+    @property
+    def close_code(self) -> int: ...
+    @property
+    def closed_by(self) -> str: ...
 
 
 class RequestRecord(Protocol):
@@ -126,4 +139,12 @@ class RequestRecord(Protocol):
     @property
     def operations(self) -> Sequence[FieldOperation]: ...
     @property
+    def websocket(self) -> WebSocketFacts | None: ...  # of a request that asked for one
+    @property
+    def client_address(self) -> str: ...  # the peer's, or what trusted proxies told of its client
+    @property
+    def grpc_end(self) -> bytes | None: ...  # the field block with `grpc-status`; None where the request is no gRPC call
+    @property
     def subject(self) -> str: ...  # `sub` of the verified JWT, ""
+    @property
+    def issuer(self) -> str: ...  # `iss` of the verified JWT, ""

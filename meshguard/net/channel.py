@@ -75,6 +75,11 @@ class Channel(asyncio.Protocol):
         address = self.transport.get_extra_info("sockname")
         return (str(address[0]), int(address[1])) if isinstance(address, tuple) and len(address) >= 2 else ("", 0)
 
+    def hand_over(self, application: Application) -> None:
+        """Another application takes this one's place, perhaps with another protocol: `attached` and `connected` are the caller's to say."""
+        if self._application is not _GONE:
+            self._application = application
+
     def pause_reading(self) -> None:
         if not self.held:
             self.held = True

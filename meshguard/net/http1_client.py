@@ -17,20 +17,28 @@ from meshguard.model.messages import NO_BODY, ResponseHead
 from meshguard.model.reasons import UPSTREAM_RESET, Reason
 from meshguard.net.channel import Channel
 from meshguard.net.stream import Answer
+from meshguard.net.tunnel_ends import RawEnd
 from meshguard.wire.chunked import encode_chunk, encode_last_chunk
 from meshguard.wire.events import ResponseEngine
 
 if TYPE_CHECKING:
     from meshguard.net.cluster.cluster import Cluster
     from meshguard.net.cluster.endpoint import Endpoint
+    from meshguard.net.tunnel import Tunnel
 
 __all__ = ["UpstreamConnection"]
 
 log = logging.getLogger(__name__)
 
+_PART_S = 5.0
+"""For the last octets of a tunnel to be taken."""
+
 
 class UpstreamConnection:
     """An `Application` on a channel. `ready` completes when the channel is usable and the peer's identity is checked."""
+
+    protocol = "http/1.1"
+    unprocessed = False
 
     __slots__ = (
         "_body_sent",
@@ -176,6 +184,28 @@ class UpstreamConnection:
             self.channel.close()
             self.cluster.lost(self)
 
+    # -- a tunnel -------------------------------------------------------------------------------------------------------
+
+    def open_tunnel(self, tunnel: Tunnel) -> bytes:
+        """The answer was a valid 101: from now on what comes goes to the tunnel. Gives what came behind the head."""
+        self._exchange = None
+        self._reusable = False
+        self.channel.hand_over(
+            RawEnd(
+                self, tunnel.response_data, tunnel.upstream_ended, tunnel.upstream_lost, tunnel.upstream_paused, tunnel.upstream_resumed
+            )
+        )
+        return self._engine.rest()
+
+    def send_now(self, data: bytes) -> None:
+        self.channel.write(data)
+
+    def part(self, *, abort: bool) -> None:
+        """The tunnel is over. INVARIANT: an upgraded connection never goes back into the pool."""
+        self._close(None, abort=abort)
+        if not abort:
+            asyncio.get_running_loop().call_later(_PART_S, self.channel.abort)  # an upstream that does not read would keep it
+
     # -- an exchange ----------------------------------------------------------------------------------------------------
 
     def start(self, exchange: Answer, head: bytes, method: bytes, chunked: bool) -> None:
@@ -207,6 +237,20 @@ class UpstreamConnection:
         if out:
             self._out = b""
             self.channel.write(out)
+
+    def replay(self) -> list[bytes] | None:
+        """Nothing is kept of a body; without one there is nothing to send again."""
+        return None if self._body_sent else []
+
+    def unused(self) -> None:
+        """Given back before anything was sent."""
+        self.cluster.release(self)
+
+    def pause_reading(self) -> None:
+        self.channel.pause_reading()
+
+    def resume_reading(self) -> None:
+        self.channel.resume_reading()
 
     def finish(self, request_complete: bool) -> None:
         """The response is whole. Gives the connection back, or closes it where reuse is in doubt."""

@@ -10,62 +10,57 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from email.utils import formatdate
+from collections.abc import Callable
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from meshguard.model.errors import RequestError
-from meshguard.model.messages import CHUNKED, NO_BODY, UNTIL_CLOSE, RequestHead
-from meshguard.model.reasons import MALFORMED_REQUEST, REQUEST_TIMEOUT, Reason
+from meshguard.model.messages import NO_BODY, RequestHead
+from meshguard.model.reasons import MALFORMED_REQUEST, REQUEST_TIMEOUT
 from meshguard.net.channel import HIGH_WATER, NOT_YET, Channel
+from meshguard.net.http1_answers import Http1Answers
 from meshguard.net.limits import ConnectionLimits
 from meshguard.net.stream import Handler, Stream
-from meshguard.wire.chunked import encode_chunk, encode_last_chunk
+from meshguard.net.tunnel_ends import RawEnd
 from meshguard.wire.events import EndOfMessage, RequestEngine
-from meshguard.wire.serialise import CHUNKED_LINE, INTERIM_CONTINUE, STATUS_LINES, status_line
+
+if TYPE_CHECKING:
+    from meshguard.net.tunnel import Tunnel
 
 __all__ = ["Http1Connection"]
 
 log = logging.getLogger(__name__)
 
 _LINGER_S = 2.0
-_CLOSE = b"connection: close\r\n"
 
 
-class Http1Connection:
+class Http1Connection(Http1Answers):
     """An `Application` on a channel and the `Downstream` of its exchanges. See the module."""
 
+    protocol = "http/1.1"
+
     __slots__ = (
-        "_chunked",
         "_client_done",
-        "_close_after",
         "_discarded",
         "_draining",
-        "_drains",
         "_engine",
         "_handler",
-        "_head",
         "_head_since",
         "_held_at",
-        "_limits",
         "_lingering",
         "_next_engine",
-        "_out",
         "_pumping",
         "_since",
         "_turn",
         "_unwanted",
         "_whole",
         "_writing_paused",
-        "channel",
         "draining",
         "held_s",
         "peer",
         "request_held",
         "stream",
     )
-
-    channel: Channel
 
     def __init__(self, handler: Handler, engine: RequestEngine, limits: ConnectionLimits) -> None:
         self.channel = NOT_YET
@@ -256,73 +251,19 @@ class Http1Connection:
         elif self._client_done:
             self._close()
 
-    # -- writing (Downstream) -------------------------------------------------------------------------------------------
+    # -- writing (Downstream): what an answer looks like is in `http1_answers` ----------------------------------------------
 
-    def send_whole(self, status: int, block: bytes, body: bytes) -> None:
-        self.channel.write(
-            b"%b%bcontent-length: %d\r\n%b\r\n%b"
-            % (STATUS_LINES.get(status) or status_line(status), block, len(body), _CLOSE if self._close_after else b"", body)
-        )
-
-    def send_interim(self, status: int, block: bytes) -> None:
-        if self._head is not None and self._head.minor == 1:
-            self.channel.write(b"%b%b\r\n" % (status_line(status), block))
-
-    def send_continue(self) -> None:
-        """The answer to `Expect: 100-continue`, after the decision."""
-        self.channel.write(INTERIM_CONTINUE)
-
-    def send_head(self, status: int, block: bytes, length: int, specials: list[tuple[bytes, bytes]]) -> None:
-        head = self._head
-        framing = b""
-        if length > 0:
-            framing = b"content-length: %d\r\n" % length
-        elif length == NO_BODY:
-            described = next((value for name, value in specials if name == b"content-length"), None)
-            if described is not None:
-                framing = b"content-length: %b\r\n" % described
-            elif status not in (204, 304) and not (head is not None and head.method == b"HEAD"):
-                framing = b"content-length: 0\r\n"
-        elif head is not None and head.minor == 1 and length in (CHUNKED, UNTIL_CLOSE):
-            self._chunked = True
-            framing = CHUNKED_LINE
-        else:
-            self._close_after = True
-        if self._close_after:
-            framing += _CLOSE
-        self._out = b"%b%b%b\r\n" % (status_line(status), block, framing)
-
-    def send_data(self, data: bytes) -> None:
-        if self._chunked:
-            data = encode_chunk(data)
-        self._out = self._out + data if self._out else data
-        if len(self._out) > HIGH_WATER:
-            self.flush()
-
-    def send_end(self, trailers: bytes) -> None:
-        if self._chunked:
-            self._out += encode_last_chunk(trailers)
-        self.flush()
-
-    def flush(self) -> None:
-        out = self._out
-        if out:
-            self._out = b""
-            self.channel.write(out)
-
-    def send_refusal(self, reason: Reason, block: bytes, body: bytes) -> None:
-        head = self._head
-        if reason.closes or head is None or head.expect or head.length > self._limits.refused_body_bytes:
-            self._close_after = True
-        else:
-            self._drains = True
-        body_out = b"" if head is not None and head.method == b"HEAD" else body
-        connection = _CLOSE if self._close_after else b""
-        date = formatdate(usegmt=True).encode("ascii")
-        self._out = b""
-        self.channel.write(
-            b"%bdate: %b\r\n%bcontent-length: %d\r\n%b\r\n%b" % (status_line(reason.status), date, block, len(body), connection, body_out)
-        )
+    def open_tunnel(self, block: bytes, tunnel: Tunnel) -> bytes:
+        self.send_switch(block)
+        self.stream = tunnel
+        self.channel.hand_over(RawEnd(self, tunnel.request_data, tunnel.client_ended, self.lost, self.pause, self.resume))
+        if self._client_done:
+            asyncio.get_running_loop().call_soon(tunnel.client_ended)
+        if self._writing_paused:
+            tunnel.pause()
+        if self.request_held:
+            self.release_request()
+        return self._engine.rest()
 
     def reset(self) -> None:
         self._out = b""
@@ -372,6 +313,7 @@ class Http1Connection:
         self._draining = False
         self._discarded = 0
         self._since = monotonic()
+        self.channel.hand_over(self)  # also after a tunnel
         self.channel.end_writing()
         if self.request_held:
             self.request_held = False
@@ -407,16 +349,32 @@ class Http1Connection:
         self._close_after = True
         if self.channel is NOT_YET:
             self._unwanted = True
-        elif self.stream is None and not self._lingering and not self._head_since:
+        elif self.stream is not None:
+            self.stream.dismiss("draining", "shutdown")
+        elif not self._lingering and not self._head_since:
             self._close()
+
+    @property
+    def exchanges(self) -> list[Stream]:
+        """What is under way: one or none."""
+        return [self.stream] if self.stream is not None else []
+
+    def recall(self, overstays: Callable[[Stream], bool]) -> bool:
+        """Ends the exchange under way, and the connection with it, when the policy no longer allows it."""
+        if self.stream is None or not overstays(self.stream):
+            return False
+        self.cut("policy_denied")
+        return True
 
     def cut(self, why: str) -> None:
         """The caller may no longer be served (`why` is for the record): what is under way is cut, then the connection ends."""
         self._close_after = True
-        stream, self.stream = self.stream, None
+        stream = self.stream
         if stream is not None:
-            stream.client_gone(why, "revoked")
-            self.channel.abort()
+            if not stream.dismiss(why, "revoked"):
+                self.stream = None
+                stream.client_gone(why, "revoked")
+                self.channel.abort()
         elif not self._lingering:
             self._close()
 

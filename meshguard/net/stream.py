@@ -6,14 +6,19 @@ through `Downstream`; an upstream connection reports to it through `Answer`. HTT
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from meshguard.model.errors import RequestError
 from meshguard.model.messages import RequestHead, ResponseHead
 from meshguard.model.reasons import Reason
 from meshguard.net.channel import Channel
 
-__all__ = ["Answer", "Downstream", "Handler", "Stream"]
+if TYPE_CHECKING:
+    from meshguard.net.cluster.cluster import Cluster
+    from meshguard.net.cluster.endpoint import Endpoint
+    from meshguard.net.tunnel import Tunnel
+
+__all__ = ["Answer", "Downstream", "Handler", "Stream", "Upstream"]
 
 
 class Downstream(Protocol):
@@ -45,6 +50,13 @@ class Downstream(Protocol):
 
     def flush(self) -> None: ...
 
+    def open_tunnel(self, block: bytes, tunnel: Tunnel) -> bytes:
+        """The answer to an accepted upgrade, with the fields of `block`; from now on `stream` is the tunnel, and what the client sends goes
+        to it as it comes. Gives what has come already."""
+
+    def send_now(self, data: bytes) -> None:
+        """Octets of a tunnel."""
+
     def reset(self) -> None:
         """Cuts the answer so that the client can tell it is not whole."""
 
@@ -68,6 +80,10 @@ class Stream(Protocol):
     def fail(self, exc: Exception) -> None: ...
     def expire(self, now: float) -> None: ...
 
+    def dismiss(self, why: str, kind: str) -> bool:
+        """The connection has to end (`kind`: `revoked`, `shutdown`). False changes nothing; true: the stream says so in its own protocol
+        and ends by itself."""
+
 
 class Handler(Protocol):
     """Where a door takes what it reads: the journey. `peer` is the handler's own value for the connection."""
@@ -88,8 +104,63 @@ class Handler(Protocol):
         """The connection ended."""
 
 
+class Upstream(Protocol):
+    """What carries an exchange to its upstream: an HTTP/1.1 connection, or a stream of HTTP/2."""
+
+    cluster: Cluster
+    endpoint: Endpoint
+    reused: bool
+    """It has carried an exchange before: that it broke may be old news."""
+    answered: bool
+    """The head of a response came."""
+    unprocessed: bool
+    """The upstream has certainly not acted on the request: it may be sent again, whatever its method."""
+
+    @property
+    def protocol(self) -> str: ...
+
+    @property
+    def closed(self) -> bool: ...
+
+    def start(self, exchange: Answer, head: bytes, method: bytes, chunked: bool) -> None: ...
+    def send_data(self, data: bytes) -> None: ...
+    def send_end(self, trailers: bytes) -> None: ...
+    def flush(self) -> None: ...
+    def pause_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...
+
+    def replay(self) -> list[bytes] | None:
+        """The request body as far as it was sent, where it may be sent again."""
+
+    def finish(self, request_complete: bool) -> None: ...
+
+    def unused(self) -> None:
+        """Given back before anything was sent."""
+
+    def abandon(self) -> None: ...
+    def drop(self, reason: Reason) -> None: ...
+
+    @property
+    def expires(self) -> float | None:
+        """End of the peer's certificates, epoch seconds."""
+
+    def open_tunnel(self, tunnel: Tunnel) -> bytes:
+        """The answer was an acceptable 101 (on HTTP/2 a 2xx to an extended CONNECT): what comes goes to the tunnel. Gives what has come
+        behind the head already."""
+
+    def send_now(self, data: bytes) -> None:
+        """Octets of a tunnel."""
+
+    def part(self, *, abort: bool) -> None:
+        """The tunnel is over: the connection (or stream) ends, in order or at once, and carries nothing else. Called once."""
+
+
 class Answer(Protocol):
     """An exchange as an upstream connection sees it."""
+
+    @property
+    def request_complete(self) -> bool:
+        """All of the request is there, or there is no body."""
 
     def response_whole(self, head: ResponseHead, body: bytes) -> None:
         """Head, data and end in one: what most answers are."""

@@ -20,23 +20,30 @@ from meshguard.model.reasons import (
     IDENTITY_REQUIRED,
     IDENTITY_REVOKED,
     INTERNAL_ERROR,
+    MISDIRECTED,
     OVERLOADED,
-    UPGRADE_NOT_SUPPORTED,
+    QUARANTINED,
+    UPSTREAM_QUARANTINED,
 )
 from meshguard.model.verdicts import Denial, Permit
+from meshguard.net.server_names import names_of
 from meshguard.net.tls import peer_chain
 from meshguard.pipeline.exchange import Exchange
 from meshguard.pipeline.facts import RequestFacts
+from meshguard.pipeline.grpc import deadline_of, is_grpc, with_timeout
 from meshguard.pipeline.inspection import InspectionBudget
-from meshguard.pipeline.peer import Peer, chained_lines, forwarded_lines
+from meshguard.pipeline.peer import Peer, forwarded_lines
 from meshguard.policy.decision import Conditional
+from meshguard.policy.quarantine import NOBODY, Entry, Quarantine
 from meshguard.wire.serialise import CHUNKED_LINE
 from meshguard.wire.trace_context import begin as begin_trace
 
 if TYPE_CHECKING:
+    from meshguard.model.principal import Principal
     from meshguard.net.channel import Channel
-    from meshguard.net.http1_server import Http1Connection
+    from meshguard.net.listener import ServerDoor
     from meshguard.net.stream import Downstream, Stream
+    from meshguard.pipeline.plan import Plan
     from meshguard.pipeline.snapshot import Snapshot
     from meshguard.telemetry.metrics import Slot
     from meshguard.telemetry.observe import Observer
@@ -59,11 +66,13 @@ class Journey:
         "connections",
         "crowded",
         "draining",
+        "isolated",
         "listener",
         "next_number",
         "observer",
         "on_handshake_failure",
         "on_quiet",
+        "quarantine",
         "shedding",
         "snapshot",
     )
@@ -84,26 +93,35 @@ class Journey:
         self.observer = observer
         self.boot_id = boot_id
         self.next_number = next_number
-        self.connections: set[Http1Connection] = set()
+        self.connections: set[ServerDoor] = set()
         self.active = active  # gauge of requests under way
         self.budget = budget
         self.on_handshake_failure = on_handshake_failure
         self.draining = False
         self.crowded = False  # no connection is kept alive
         self.shedding = False  # new requests are refused
+        self.quarantine: Quarantine = NOBODY
+        self.isolated: Entry | None = None  # this workload itself is quarantined
         self.on_quiet: Callable[[], None] | None = None  # called when the last connection has ended
 
     # -- doors (net.stream.Handler) -------------------------------------------------------------------------------------
 
-    def welcome(self, door: Http1Connection, channel: Channel) -> Peer:
+    def welcome(self, door: ServerDoor, channel: Channel) -> Peer:
         """Identifies a new connection, once."""
         snapshot = self.snapshot
         view = snapshot.listeners[self.listener]
         peer = Peer(self.listener, view.limits, channel.peer, channel.local)
+        if view.capture != "none":
+            from meshguard.net.original import original_destination  # listeners that nothing is redirected to do not pay for it
+
+            peer.original = original_destination(channel.transport.get_extra_info("socket"), view.capture, view.address)
+            peer.local_address, peer.local_port = view.address  # what rules name as `ports`, whatever the client had wanted
+        peer.protocol = door.protocol
         tls = channel.tls
         if tls is not None:
             peer.tls_version = tls.version() or ""
             peer.chain = peer_chain(tls)
+            peer.serves = names_of(tls)
         self.identify_peer(peer, snapshot)
         return peer
 
@@ -113,10 +131,20 @@ class Journey:
         peer.principal = None
         peer.refusal = None
         peer.expires = float("inf")
-        if peer.chain and snapshot.trust is not None:
+        if view.outbound:
+            # the own workload: who it is says our SVID, and nothing that it sends; its network namespace is what binds it to us
+            peer.outbound = True
+            peer.principal = snapshot.own
+            if snapshot.own is None:
+                peer.refusal = IDENTITY_REQUIRED
+            else:
+                peer.expires = snapshot.own.not_after
+        elif peer.chain and snapshot.trust is not None:
             try:
                 peer.principal = principal = snapshot.trust.verify(peer.chain, time())
                 peer.expires = principal.not_after
+                if self.quarantine:
+                    self._judge_quarantine(peer, principal)
             except IdentityError as exc:
                 peer.refusal = IDENTITY_EXPIRED if exc.code in ("expired", "not_yet_valid") else IDENTITY_REVOKED
         elif view.requires_identity:
@@ -124,9 +152,38 @@ class Journey:
         elif view.plaintext_until and not peer.tls_version:
             peer.expires = view.plaintext_until
         peer.trusted_proxy = peer.principal is not None and view.trusts is not None and view.trusts(peer.principal.spiffe_id)
-        peer.lines = forwarded_lines(peer, snapshot.own_id)
+        forwarding = view.forwarding
+        if forwarding is None:
+            peer.lines, peer.forwarding = forwarded_lines(peer, snapshot.own_id), None
+        else:
+            peer.lines = forwarding.lines(peer, snapshot.own_id)
+            peer.forwarding = forwarding if forwarding.trusts(peer) else None
+        peer.answer_lines = view.answer_lines
         peer.limits = view.limits
         peer.table = snapshot.table(view, peer.principal)
+
+    def _judge_quarantine(self, peer: Peer, principal: Principal) -> None:
+        entry = self.quarantine.find(principal.spiffe_id, principal.serial, time())
+        if entry is not None:
+            peer.refusal = QUARANTINED
+            peer.quarantined_until = entry.until
+
+    def contain(self, quarantine: Quarantine, isolated: Entry | None) -> None:
+        """Puts a quarantine in force (C6): connections and streams of those in it are cut now, all where this workload itself is."""
+        self.quarantine = quarantine
+        self.isolated = isolated
+        for door in list(self.connections):
+            peer: Peer | None = door.peer
+            if peer is None:
+                continue
+            if isolated is not None:
+                door.cut(QUARANTINED.code)
+            elif peer.refusal is QUARANTINED:
+                self.identify_peer(peer, self.snapshot)  # it may have ended
+            elif peer.principal is not None and peer.refusal is None and quarantine:
+                self._judge_quarantine(peer, peer.principal)
+                if peer.refusal is QUARANTINED:
+                    door.cut(QUARANTINED.code)
 
     def begin(self, door: Downstream, peer: Peer, head: RequestHead) -> None:
         exchange = Exchange(self, door, peer, head, self.next_number())
@@ -137,9 +194,9 @@ class Journey:
     def overstays(self, stream: Stream, snapshot: Snapshot) -> bool:
         """Judges a long exchange again under `snapshot`, once: streams do not outlive the rule that let them in (E2). A short one is
         answered by the decision it began under: a change drops no request."""
-        exchange = cast(Exchange, stream)  # what `begin` has put there
+        exchange = cast(Exchange, getattr(stream, "owner", stream))  # what `begin` has put there, or the tunnel that it has become
         plan, peer = exchange.plan, exchange.peer
-        if exchange.judged == snapshot.revision or monotonic() - exchange.started < LONG_S:
+        if exchange.judged == snapshot.revision or (monotonic() - exchange.started < LONG_S and exchange is stream):
             return False
         exchange.judged = snapshot.revision
         if plan is None or type(exchange.verdict) is not Permit or plan.policy_revision == snapshot.revision:
@@ -147,6 +204,8 @@ class Journey:
         outlook = snapshot.policy.bind(peer.principal).outlook(plan.method, plan.path, plan.readings, plan.host, peer.local_port)
         try:
             verdict = outlook.decide(RequestFacts(exchange, time())) if isinstance(outlook, Conditional) else outlook
+            if exchange.websocket is not None and not exchange.websocket.still_allowed(exchange, snapshot):
+                return True
         except RequestError:
             return True
         return not isinstance(verdict, Permit)
@@ -173,7 +232,7 @@ class Journey:
         self.active.value += 1
         exchange.refuse(error.reason, error.detail)
 
-    def farewell(self, door: Http1Connection, peer: Peer | None, reason: str) -> None:
+    def farewell(self, door: ServerDoor, peer: Peer | None, reason: str) -> None:
         self.connections.discard(door)
         if not self.connections and self.on_quiet is not None:
             self.on_quiet()
@@ -205,10 +264,14 @@ def identify(journey: Journey, exchange: Exchange) -> object:
     if table is None or table.snapshot is not snapshot:
         journey.identify_peer(peer, snapshot)
         exchange.principal = peer.principal
+    if peer.forwarding is not None and exchange.head is not None:
+        exchange.client, exchange.lines = peer.forwarding.judge(peer, exchange.head.specials)
     if peer.refusal is not None:
         raise RequestError(peer.refusal)
     if time() >= peer.expires:
         raise RequestError(IDENTITY_EXPIRED)
+    if journey.isolated is not None:
+        raise RequestError(QUARANTINED if peer.outbound else UPSTREAM_QUARANTINED, "this workload is quarantined")
     if journey.draining:
         raise RequestError(DRAINING)
     if journey.shedding:
@@ -224,15 +287,19 @@ def locate(journey: Journey, exchange: Exchange) -> object:
     plan = table.plans.get((head.method, head.authority, head.target))
     if plan is None:
         plan = table.make(head.method, head.authority, head.target, exchange.peer.local_port)
-    limit = exchange.peer.limits.body_bytes
-    if limit and head.length > limit:
-        raise RequestError(BODY_TOO_LARGE, f"content-length {head.length}")
     if plan.variants:
         for variant in plan.variants:
             if variant.conditions is not None and variant.conditions.headers_match(head.block):
                 plan = variant
                 break
     exchange.plan = plan
+    if plan.answer is not None:
+        raise RequestError(plan.answer)
+    serves = exchange.peer.serves
+    if serves is not None and not serves(plan.host):
+        raise RequestError(MISDIRECTED, "the connection was made for another server name")
+    if plan.body_bytes and head.length > plan.body_bytes:
+        raise RequestError(BODY_TOO_LARGE, f"content-length {head.length}")
     return None
 
 
@@ -249,29 +316,33 @@ def trace(journey: Journey, exchange: Exchange) -> object:
 
 
 def decide(journey: Journey, exchange: Exchange) -> object:
-    """The policy's answer. Nothing has been sent, and without a Permit nothing will be."""
+    """The policy's answer, and rate limits around it. Nothing has been sent, and without a Permit nothing will be."""
     plan = exchange.plan
     if plan is None:
         raise RequestError(INTERNAL_ERROR, "no plan")
-    outlook = plan.outlook
+    outlook, limits, facts = plan.outlook, plan.rate_limits, None
+    if limits is not None and limits.early:
+        limits.before_decision(exchange)
     if isinstance(outlook, Conditional):
         facts = RequestFacts(exchange, time())
         verdict = outlook.decide(facts)
-        exchange.subject = facts.subject
+        exchange.subject, exchange.issuer = facts.subject, facts.issuer
     else:
         verdict = outlook
     exchange.verdict = verdict
     if isinstance(verdict, Denial):
         raise RequestError(verdict.reason)
     if plan.refusal is not None:
-        raise RequestError(plan.refusal)
+        raise RequestError(plan.refusal, plan.refusal_detail)
+    if limits is not None and limits.late:
+        limits.after_decision(exchange, facts)
     return None
 
 
 def inspect(journey: Journey, exchange: Exchange) -> object:
     """Field rules: a body that a rule has to read is gathered, bounded, and rewritten before it goes on (F1)."""
     plan = exchange.plan
-    if plan is None or not (plan.inspects_request or plan.inspects_response):
+    if plan is None or plan.fields is None:
         return None
     inspection = exchange.inspection(journey)
     inspection.prepare(exchange)
@@ -283,30 +354,46 @@ def inspect(journey: Journey, exchange: Exchange) -> object:
 def forward(journey: Journey, exchange: Exchange) -> object:
     """Serialises the request anew, from what was judged, and hands it to the cluster."""
     head, plan, peer, verdict = exchange.head, exchange.plan, exchange.peer, exchange.verdict
-    if head is None or plan is None or plan.cluster_object is None or type(verdict) is not Permit:
+    if head is None or plan is None or type(verdict) is not Permit:
         raise RequestError(INTERNAL_ERROR, "not decided")
+    cluster = plan.cluster_object
+    if cluster is None:
+        if plan.destination is None:
+            raise RequestError(INTERNAL_ERROR, "no cluster")
+        cluster = plan.destination.cluster(peer.original)
     block = head.block if exchange.block is None else exchange.block
-    lines = peer.lines
+    lines = exchange.lines or peer.lines
     framing = b""
+    if plan.request_operations is not None:
+        block = plan.request_operations.apply(block)
     if head.specials:
         for name, value in head.specials:
-            if name == b"upgrade" and b"websocket" in value.lower():
-                raise RequestError(UPGRADE_NOT_SUPPORTED)
-        if peer.trusted_proxy:
-            lines = chained_lines(peer, head.specials)
+            if (name == b"upgrade" and b"websocket" in value.lower()) or name == b":protocol":
+                block, framing = _upgrade(exchange, head, plan, block)
+                break
     length = exchange.request_length
     if length == CHUNKED:
         framing = CHUNKED_LINE
     elif length or head.method in _WITH_BODY:
         framing = b"content-length: %d\r\n" % length
-    if plan.request_operations is not None:
-        block = plan.request_operations.apply(block)
+    exchange.most = plan.attempts
+    if head.minor == 2 and is_grpc(head):
+        exchange.grpc_end = b""
+        exchange.deadline = deadline_of(block, exchange.started)
+        block = (with_timeout(block, exchange.deadline) if exchange.deadline else block) + b"te: trailers\r\n"
     if head.expect and not plan.inspects_request:
         exchange.send_continue()
-    exchange.forward(verdict, plan.cluster_object, b"%b%b%b%b%b\r\n" % (plan.line, block, lines, exchange.trace_lines, framing))
+    line = plan.line if exchange.line is None else exchange.line
+    exchange.forward(verdict, cluster, b"%b%b%b%b%b\r\n" % (line, block, lines, exchange.trace_lines, framing))
     return None
+
+
+def _upgrade(exchange: Exchange, head: RequestHead, plan: Plan, block: bytes) -> tuple[bytes, bytes]:
+    from meshguard.pipeline.upgrade import WebSocket  # loaded by the first who asks for it
+
+    exchange.websocket = websocket = WebSocket(head, plan)
+    return websocket.request(block)
 
 
 _WITH_BODY = frozenset((b"POST", b"PUT", b"PATCH"))
 STAGES: tuple[Stage, ...] = (identify, locate, trace, decide, inspect, forward)
-

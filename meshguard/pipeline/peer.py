@@ -6,7 +6,7 @@ client sends in a header can change it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from meshguard.model.principal import Principal
@@ -15,9 +15,12 @@ from meshguard.wire import xfcc
 
 if TYPE_CHECKING:
     from meshguard.net.limits import ConnectionLimits
+    from meshguard.pipeline.forwarding import Forwarding
     from meshguard.pipeline.plan import Table
 
 __all__ = ["Peer", "forwarded_lines"]
+
+_VIA = {"http/1.1": b"via: 1.1 meshguard\r\n", "h2": b"via: 2 meshguard\r\n"}
 
 
 class Peer:
@@ -25,19 +28,25 @@ class Peer:
     `table` holds the decisions for this identity under `table.snapshot`. `refusal` is why this connection may not be served."""
 
     __slots__ = (
+        "answer_lines",
         "certificate_tag",
         "chain",
         "client_address",
         "client_port",
         "expires",
+        "forwarding",
         "limits",
         "lines",
         "listener",
         "local_address",
         "local_port",
+        "original",
+        "outbound",
         "principal",
         "protocol",
+        "quarantined_until",
         "refusal",
+        "serves",
         "table",
         "tls_version",
         "trusted_proxy",
@@ -54,8 +63,14 @@ class Peer:
         self.protocol = "http/1.1"
         self.tls_version = ""
         self.refusal: Reason | None = None
+        self.quarantined_until = 0.0  # epoch seconds, with the refusal QUARANTINED; 0: no end is known
         self.table: Table | None = None
         self.trusted_proxy = False
+        self.outbound = False  # the caller is this workload itself
+        self.original: tuple[str, int] | None = None  # where a redirected client had connected to
+        self.serves: Callable[[str], bool] | None = None  # hosts that the certificate shown is for
+        self.forwarding: Forwarding | None = None  # the peer is trusted to tell who its client is
+        self.answer_lines = b""  # fields of our own answers
         self.certificate_tag = b""
         self.lines = b""
 
@@ -69,7 +84,7 @@ def forwarded_lines(peer: Peer, own_id: str) -> bytes:
     if peer.principal is not None:
         peer.certificate_tag = xfcc.element(own_id, peer.principal)
         lines += b"x-forwarded-client-cert: %b\r\n" % peer.certificate_tag
-    return lines + b"via: 1.1 meshguard\r\n"
+    return lines + _VIA[peer.protocol]
 
 
 def chained_lines(peer: Peer, specials: Sequence[tuple[bytes, bytes]]) -> bytes:
@@ -87,4 +102,4 @@ def chained_lines(peer: Peer, specials: Sequence[tuple[bytes, bytes]]) -> bytes:
     certificates = xfcc.join(said.get(b"x-forwarded-client-cert", ()), peer.certificate_tag)
     if certificates:
         lines += b"x-forwarded-client-cert: %b\r\n" % certificates
-    return lines + b"via: 1.1 meshguard\r\n"
+    return lines + _VIA[peer.protocol]

@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING
 
 from meshguard.model.errors import RequestError
 from meshguard.model.principal import Principal
-from meshguard.model.reasons import MISDIRECTED, NO_ROUTE, Reason
+from meshguard.model.reasons import AMBIGUOUS_AUTHORITY, MISDIRECTED, MOVED, NO_ROUTE, REDIRECTED, Reason
 from meshguard.model.verdicts import Denial, Permit
-from meshguard.pipeline.routes import HeaderOperations, Route
+from meshguard.pipeline.routes import HeaderOperations, Redirect, Route
 from meshguard.wire.authority import parse_authority
 from meshguard.wire.target import STRICT, PathOptions, Target, canonicalise
 
 if TYPE_CHECKING:
     from meshguard.fields.compile import RoutePlan
     from meshguard.net.cluster.cluster import Cluster
+    from meshguard.net.cluster.settings import ClusterSettings
+    from meshguard.net.destinations import Destination
+    from meshguard.pipeline.rate_limits import Limits
     from meshguard.pipeline.snapshot import ListenerView, Snapshot
     from meshguard.policy.decision import Binding, Conditional
 
@@ -37,22 +40,30 @@ class Plan:
     conditions to try in order (empty: `route` is final)."""
 
     __slots__ = (
+        "answer",
+        "attempts",
+        "body_bytes",
         "cluster",
         "cluster_object",
         "conditions",
+        "destination",
         "fields",
         "host",
         "inspects_request",
         "inspects_response",
         "keep_trailers",
         "line",
+        "location",
         "method",
         "outlook",
         "path",
         "policy_revision",
+        "port",
         "query",
+        "rate_limits",
         "readings",
         "refusal",
+        "refusal_detail",
         "request_operations",
         "response_operations",
         "response_s",
@@ -60,16 +71,19 @@ class Plan:
         "template",
         "total_s",
         "variants",
+        "websocket",
     )
 
     outlook: Permit | Denial | Conditional
-    cluster_object: Cluster | None
+    cluster_object: Cluster | None  # None on a dynamic cluster: `destination` finds it
+    destination: Destination | None
     fields: RoutePlan | None
 
     def __init__(self, method: str, host: str, target: Target, revision: int) -> None:
         self.method = method
         self.host = host
         self.path = target.path
+        self.port = 0  # of the authority; 0: none was given
         self.query = target.query
         self.readings = target.readings
         self.policy_revision = revision
@@ -77,18 +91,26 @@ class Plan:
         self.template = ""
         self.cluster = ""
         self.cluster_object = None
+        self.destination = None
         self.refusal: Reason | None = None
+        self.refusal_detail = ""
         self.variants: tuple[Plan, ...] = ()
         self.conditions: Route | None = None
         self.fields = None
         self.inspects_request = False
         self.inspects_response = False
         self.keep_trailers = False
+        self.websocket = True
         self.request_operations: HeaderOperations | None = None
         self.response_operations: HeaderOperations | None = None
         self.response_s = 15.0
         self.total_s = 0.0
         self.line = b""
+        self.rate_limits: Limits | None = None
+        self.answer: Reason | None = None  # what is answered before any decision (a redirect)
+        self.location = b""
+        self.body_bytes = 0
+        self.attempts: int | None = None  # retries, where the route says so
 
 
 class Table:
@@ -119,15 +141,22 @@ class Table:
         principal = self.principal.spiffe_id if self.principal is not None else None
         target, options = self._canonical(raw, host, method, principal)
         plan = Plan(method, host, target, snapshot.revision)
+        plan.port = int(sent_authority[len(host) + 1 :] or 0)
         plan.outlook = self.binding.outlook(method, target.path, target.readings, host, local_port)
+        plan.rate_limits = self.view.limiter.of("") if self.view.limiter is not None else None
+        plan.body_bytes = self.view.limits.body_bytes
         if routes.serves is not None and not routes.serves(host):
             plan.refusal = MISDIRECTED
+        if self.view.redirect is not None:
+            self._redirect(plan, self.view.redirect, _sent_target(target))
+        if plan.refusal is not None:
             return plan
         found = routes.candidates(host, target.path, method, principal, lambda route: _takes(route, raw, target, options))
         if not found:
             plan.refusal = NO_ROUTE
             return plan
-        plan.fields = snapshot.fields.plan(method, target.path, target.readings) if snapshot.fields is not None else None
+        if snapshot.fields is not None:
+            plan.fields = snapshot.fields.plan(method, target.path, target.readings, host, self.view.outbound)
         line = b"%b %b HTTP/1.1\r\n" % (method.encode("ascii"), _sent_target(target))
         if sent_authority:
             line += b"host: %b\r\n" % sent_authority
@@ -143,26 +172,49 @@ class Table:
     def _variant(self, base: Plan, route: Route, template: str) -> Plan:
         plan = Plan(base.method, base.host, Target(base.path, base.query, base.readings), base.policy_revision)
         plan.outlook, plan.fields, plan.line = base.outlook, base.fields, base.line
-        plan.conditions = route
+        plan.conditions, plan.port, plan.body_bytes = route, base.port, self.view.limits.body_bytes
         self._follow(plan, route, template)
         return plan
 
     def _follow(self, plan: Plan, route: Route, template: str) -> None:
         plan.route = route.id
+        plan.rate_limits = self.view.limiter.of(route.id) if self.view.limiter is not None else None
         plan.template = template or getattr(plan.outlook, "template", "")
         plan.cluster = route.cluster
-        plan.cluster_object = cluster = self.snapshot.clusters[route.cluster]
+        cluster = plan.cluster_object = self.snapshot.clusters.get(route.cluster)
         plan.keep_trailers = route.keep_trailers
+        plan.websocket = route.websocket
         plan.request_operations = route.request_operations
         plan.response_operations = route.response_operations
-        plan.response_s = route.response_s if route.response_s is not None else cluster.settings.timeouts.response_s
+        settings = self._direct(plan, route.cluster) if cluster is None else cluster.settings
+        plan.response_s = route.response_s if route.response_s is not None else settings.timeouts.response_s
         plan.total_s = route.total_s
+        plan.attempts = route.attempts
+        if route.body_bytes is not None:
+            plan.body_bytes = route.body_bytes
         if not plan.host and b"\r\nhost:" not in plan.line:
-            plan.line += b"host: %b\r\n" % cluster.name.encode("ascii")  # HTTP/1.0 without Host; HTTP/1.1 needs one
+            plan.line += b"host: %b\r\n" % route.cluster.encode("ascii")  # HTTP/1.0 without Host; HTTP/1.1 needs one
         fields = plan.fields
         if fields is not None:
             plan.inspects_request = fields.request is not None
-            plan.inspects_response = fields.response is not None
+            plan.inspects_response = fields.response is not None or fields.response_head is not None
+
+    def _redirect(self, plan: Plan, redirect: Redirect, target: bytes) -> None:
+        if not plan.host:
+            plan.refusal = AMBIGUOUS_AUTHORITY  # HTTP/1.0 without Host: there is no address to send the client to
+        elif plan.refusal is None:
+            plan.location = redirect.location(plan.host, target)
+            plan.refusal = MOVED if redirect.status == 301 and plan.method in ("GET", "HEAD") else REDIRECTED
+        plan.answer = plan.refusal
+
+    def _direct(self, plan: Plan, cluster: str) -> ClusterSettings:
+        """A dynamic cluster: the request's authority is the destination, if it may be one."""
+        destinations = self.snapshot.destinations[cluster]
+        try:
+            plan.destination = destinations.judge(plan.host, plan.port)
+        except RequestError as error:
+            plan.refusal, plan.refusal_detail = error.reason, error.detail
+        return destinations.settings.cluster
 
     def _canonical(self, raw: bytes, host: str, method: str, principal: str | None) -> tuple[Target, PathOptions]:
         """Strict; what strict refuses, the first route that asks for the spelling and matches the result may still take."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from meshguard.model.reasons import TOKEN_INVALID, TOKEN_REQUIRED, Reason
+from meshguard.model.reasons import QUARANTINED, TOKEN_INVALID, TOKEN_REQUIRED, WEBSOCKET_HANDSHAKE, Reason
 
 __all__ = ["PROBLEM_TYPE", "problem_response"]
 
@@ -10,8 +10,9 @@ PROBLEM_TYPE = "urn:meshguard:problem:"
 """Prefix of the `type` member: stable, and not a URL that anybody has to serve."""
 
 
-def problem_response(reason: Reason, decision_id: str) -> tuple[bytes, bytes]:
-    """(field block, body) of the refusal. Both are made of constants and the id: nothing the client sent comes back."""
+def problem_response(reason: Reason, decision_id: str, retry_after_s: int = 1) -> tuple[bytes, bytes]:
+    """(field block, body) of the refusal; `retry_after_s` is told where trying again can help. Both are made of constants and the id:
+    nothing the client sent comes back."""
     body = (
         f'{{"type":"{PROBLEM_TYPE}{reason.code}","title":"{reason.title}","status":{reason.status},'
         f'"code":"{reason.code}","instance":"urn:meshguard:decision:{decision_id}"}}\n'
@@ -21,8 +22,10 @@ def problem_response(reason: Reason, decision_id: str) -> tuple[bytes, bytes]:
         block += b"www-authenticate: Bearer\r\n"
     elif reason is TOKEN_INVALID:
         block += b'www-authenticate: Bearer error="invalid_token"\r\n'
-    elif reason.status == 503:
-        block += b"retry-after: 1\r\n"
+    elif reason is WEBSOCKET_HANDSHAKE:
+        block += b"sec-websocket-version: 13\r\n"  # RFC 6455 section 4.4
+    elif reason.status == 503 or reason is QUARANTINED:
+        block += b"retry-after: %d\r\n" % retry_after_s
     elif reason.status == 405:
         block += b"allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n"
     return block, body

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from meshguard.wire.fields import field_values, remove_fields
 from meshguard.wire.target import STRICT, PathOptions
 
-__all__ = ["HeaderOperations", "Route", "RouteTable", "authority_matcher"]
+__all__ = ["HeaderOperations", "Redirect", "Route", "RouteTable", "authority_matcher"]
 
 
 class HeaderOperations:
@@ -31,6 +31,8 @@ class Route:
     """One route. `hosts` None matches every authority; `paths` is a matcher of canonical paths returning the template or None."""
 
     __slots__ = (
+        "attempts",
+        "body_bytes",
         "cluster",
         "headers",
         "hosts",
@@ -44,6 +46,7 @@ class Route:
         "response_operations",
         "response_s",
         "total_s",
+        "websocket",
     )
 
     def __init__(
@@ -62,6 +65,9 @@ class Route:
         response_s: float | None = None,
         total_s: float = 0.0,
         keep_trailers: bool = False,
+        websocket: bool = True,
+        body_bytes: int | None = None,
+        attempts: int | None = None,
     ) -> None:
         self.id = id
         self.cluster = cluster
@@ -76,6 +82,9 @@ class Route:
         self.response_s = response_s
         self.total_s = total_s
         self.keep_trailers = keep_trailers
+        self.websocket = websocket
+        self.body_bytes = body_bytes
+        self.attempts = attempts
 
     def could_match(self, host: str, path: str, method: str, principal: str | None) -> str | None:
         """The template (possibly empty) when everything but the header conditions matches, else None."""
@@ -90,6 +99,21 @@ class Route:
     def headers_match(self, block: bytes) -> bool:
         """Each conditional field has a line with the value."""
         return all(wanted in field_values(block, name) for name, wanted in self.headers)
+
+
+class Redirect:
+    """Answers by the https address of a request: `port` of that address, `status` for GET and HEAD (301 or 308)."""
+
+    __slots__ = ("port", "status")
+
+    def __init__(self, port: int, status: int) -> None:
+        self.port = port
+        self.status = status
+
+    def location(self, host: str, target: bytes) -> bytes:
+        """The field line. `host` and `target` are canonical: nothing in them could end the line or change the host."""
+        port = b"" if self.port == 443 else b":%d" % self.port
+        return b"location: https://%b%b%b\r\n" % (host.encode("ascii"), port, target)
 
 
 class RouteTable:

@@ -19,12 +19,12 @@ from meshguard.net.cluster.endpoint import Endpoint
 
 if TYPE_CHECKING:
     from meshguard.net.cluster.cluster import Cluster
-    from meshguard.net.http1_client import UpstreamConnection
-    from meshguard.net.stream import Downstream
+    from meshguard.net.stream import Downstream, Upstream
     from meshguard.pipeline.inspection import Inspection
     from meshguard.pipeline.journey import Journey
     from meshguard.pipeline.peer import Peer
     from meshguard.pipeline.plan import Plan
+    from meshguard.pipeline.upgrade import WebSocket
 
 __all__ = ["ExchangeState"]
 
@@ -42,6 +42,7 @@ class ExchangeState(Call):
         "_inspection",
         "_interims",
         "_journey",
+        "_replay",
         "_request_complete",
         "_response_complete",
         "_response_length",
@@ -50,12 +51,19 @@ class ExchangeState(Call):
         "aborted",
         "answered",
         "block",
+        "client",
         "client_span_id",
+        "deadline",
         "detail",
         "ended",
         "forwarded",
+        "grpc_end",
         "head",
+        "issuer",
         "judged",
+        "limit_lines",
+        "line",
+        "lines",
         "number",
         "operations",
         "parent_id",
@@ -75,15 +83,18 @@ class ExchangeState(Call):
         "trace_lines",
         "upstream",
         "verdict",
+        "websocket",
     )
 
     def __init__(self, journey: Journey, door: Downstream, peer: Peer, head: RequestHead | None, number: int) -> None:
-        self.excluded = _NOTHING  # the three of Call, set here: a call of super().__init__ costs 60 ns
+        self.excluded = _NOTHING  # the four of Call, set here: a call of super().__init__ costs 60 ns
         self.attempts = 0
+        self.most = None
         self.ticket = None
         self._journey = journey
         self._door: Downstream | None = door
-        self._connection: UpstreamConnection | None = None
+        self._connection: Upstream | None = None
+        self._replay: list[bytes] | None = None  # request body to send again: the first upstream processed nothing
         self._cluster: Cluster | None = None
         self._inspection: Inspection | None = None
         self._head_out = b""
@@ -112,14 +123,27 @@ class ExchangeState(Call):
         self.aborted = ""
         self.trace_id = b""
         self.trace_lines = b""
+        self.client = ""  # its address where a trusted proxy told it; see `client_address`
+        self.lines = b""  # what the upstream is told of the client, where it is not the peer's own
         self.block: bytes | None = None  # the field block to send where it is not the head's own
+        self.line: bytes | None = None  # request line and Host to send where they are not the plan's
         self.request_length = NO_BODY if head is None else head.length  # of the body as it goes to the upstream
         self.parent_id = b""
         self.span_id = b""  # derived off the path (telemetry.span_ids)
         self.client_span_id = b""
         self.sampled = False
+        self.grpc_end: bytes | None = None  # a gRPC call: what its answer ended with (b"": nothing yet)
+        self.deadline = 0.0  # that the client set for this call, monotonic; 0.0: none
+        self.limit_lines = b""  # what the client is told of rate limits
         self.operations: Sequence[FieldOperation] = ()
         self.subject = ""
+        self.websocket: WebSocket | None = None  # what was asked for, and what became of it
+        self.issuer = ""
+
+    @property
+    def client_address(self) -> str:
+        """Of the client as far as trusted proxies tell: for the record, rate limits and whoever else asks."""
+        return self.client or self.peer.client_address
 
     @property
     def decision_id(self) -> str:

@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 
 from meshguard.model.errors import DocumentError, Problem
 from meshguard.policy.compiled import CompiledPolicy
-from meshguard.policy.conditions import ClaimCondition, Condition, HeaderCondition, TimeCondition
+from meshguard.policy.conditions import USER, ClaimCondition, Condition, HeaderCondition, TimeCondition
 from meshguard.policy.digest import policy_digest
 from meshguard.policy.documents import RESERVED_ROLES, PolicyDocument, RoleDocument, RuleDocument
+from meshguard.policy.expression import ExpressionCondition
 from meshguard.policy.index import MAX_CONDITIONAL, Crowd, Leaf, RuleIndex
 from meshguard.policy.paths import Template, folded, parse_template
 from meshguard.policy.principals import PrincipalIndex, PrincipalPattern, parse_principal
@@ -92,8 +93,10 @@ class _Compiler:
         subject = self._subjects[name] = len(self._subjects)
         patterns = tuple(map(parse_principal, document.principals))
         self._patterns += [(pattern, subject) for pattern in patterns]
-        claims = tuple(ClaimCondition(path, values) for path, values in document.jwt.items())
-        return Role(name, subject, patterns, claims, both=document.match == "all" and bool(patterns and claims))
+        claims = [ClaimCondition(path, values) for path, values in document.jwt.items()]
+        if document.users:
+            claims.append(ClaimCondition(USER, document.users))
+        return Role(name, subject, patterns, tuple(claims), both=document.match == "all" and bool(patterns and claims))
 
     def _read_rules(self) -> list[Rule]:
         rules: list[Rule] = []
@@ -109,7 +112,7 @@ class _Compiler:
                 for place, caller in enumerate(rule.allow or rule.deny or ()):
                     self._known_role(caller, file, f"{path}.{effect}[{place}]")
                 if not self._problems:
-                    rules.append(self._rule(rule, len(rules)))
+                    rules.append(self._rule(rule, len(rules), (file, path)))
                     self._where.append((file, path))
         return rules
 
@@ -125,7 +128,7 @@ class _Compiler:
                     self._problems.append(problem)
 
     def _known_role(self, caller: str, file: str, path: str) -> None:
-        if caller.startswith("spiffe:") or caller in RESERVED_ROLES:
+        if caller.startswith(("spiffe:", "jwt:")) or caller in RESERVED_ROLES:
             return
         self._used.add(caller)
         if caller not in self._roles:
@@ -133,7 +136,7 @@ class _Compiler:
             expected = "a role of this policy, a SPIFFE ID, anyone or authenticated"
             self._problems.append(Problem(file, path, expected, value=caller, nearest=near[0] if near else ""))
 
-    def _rule(self, document: RuleDocument, order: int) -> Rule:
+    def _rule(self, document: RuleDocument, order: int, where: tuple[str, str]) -> Rule:
         allow = document.allow is not None
         callers = document.allow or document.deny or []
         templates = [parse_template(path) for path in document.paths] if document.paths else [_EVERYWHERE]
@@ -141,6 +144,8 @@ class _Compiler:
         conditions += [ClaimCondition(path, values) for path, values in (document.claims or {}).items()]
         if document.times is not None:
             conditions.append(TimeCondition(document.times))
+        if document.when is not None:
+            conditions += self._expression(document.when, where)
         self._templates.append(templates)
         methods = None if document.methods is None else frozenset(document.methods)
         if methods is not None and "GET" in methods:
@@ -159,6 +164,13 @@ class _Compiler:
             conditions=tuple(conditions),
         )
 
+    def _expression(self, source: str, where: tuple[str, str]) -> list[Condition]:
+        try:
+            return [ExpressionCondition(source)]
+        except ValueError as exc:
+            self._problems.append(Problem(where[0], f"{where[1]}.when", str(exc), value=source[:80]))
+            return []
+
     def _shared(self, value: T) -> T:
         shared: T = self._values.setdefault(value, value)
         return shared
@@ -167,7 +179,10 @@ class _Compiler:
         subject = self._subjects.get(caller)
         if subject is None:
             subject = self._subjects[caller] = len(self._subjects)
-            self._patterns.append((parse_principal(caller), subject))
+            if caller.startswith("jwt:"):  # a role that only this user's token gives
+                self._roles[caller] = Role(caller, subject, (), (ClaimCondition(USER, [caller]),), both=False)
+            else:
+                self._patterns.append((parse_principal(caller), subject))
         return subject
 
     def _index(self, rules: Sequence[Rule], *, allow: bool, shadow: bool) -> RuleIndex | None:

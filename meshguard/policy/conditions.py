@@ -13,7 +13,10 @@ from typing import Protocol
 from meshguard.policy.documents import HeaderDocument, WindowDocument
 from meshguard.policy.times import Window
 
-__all__ = ["ClaimCondition", "Condition", "Facts", "HeaderCondition", "TimeCondition", "claim_members", "member_key"]
+__all__ = ["USER", "ClaimCondition", "Condition", "Facts", "HeaderCondition", "TimeCondition", "claim_members", "member_key", "user_name"]
+
+USER = ".user"
+"""Path of what no token carries under this name: who it speaks for, as `jwt:ISSUER#SUB` and `jwt:ISSUER#*`. Documents cannot write it."""
 
 
 class Facts(Protocol):
@@ -33,12 +36,24 @@ class Facts(Protocol):
         """Epoch seconds."""
         ...
 
+    def value(self, name: str) -> object:
+        """A variable of an expression (see `expression.VARIABLES`), but for the claims and the time."""
+        ...
+
 
 class Condition(Protocol):
-    """One condition of a rule; the three classes of this module."""
+    """One condition of a rule: the classes of this module and `expression.ExpressionCondition`. `needs_claims`: it looks at the token."""
 
     kind: str
     text: str
+
+    @property
+    def needs_claims(self) -> bool: ...
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """Equal for conditions that mean the same (hashable)."""
+        ...
 
     def allows(self, facts: Facts, claims: Mapping[str, object] | None) -> bool:
         """Whether an allow rule may count on it."""
@@ -57,6 +72,7 @@ class HeaderCondition:
 
     __slots__ = ("_absent", "_contains", "_exact", "_fold", "_name", "_prefix", "_present", "_suffix", "text")
     kind = "header"
+    needs_claims = False
 
     def __init__(self, name: str, document: HeaderDocument) -> None:
         self._name = name
@@ -78,6 +94,12 @@ class HeaderCondition:
         if values is None:
             return None
         return tuple(value.casefold() for value in values) if self._fold else tuple(values)
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        listed = (self._exact, self._prefix, self._suffix, self._contains)
+        values = tuple(None if each is None else frozenset(each) for each in listed)
+        return (self.kind, self._name, self._fold, self._present, self._absent, values)
 
     def allows(self, facts: Facts, claims: Mapping[str, object] | None) -> bool:
         lines = facts.header(self._name)
@@ -117,11 +139,16 @@ class ClaimCondition:
 
     __slots__ = ("keys", "path", "text")
     kind = "claim"
+    needs_claims = True
 
     def __init__(self, path: str, values: Sequence[object]) -> None:
         self.path = path
         self.keys = frozenset(map(member_key, values))
         self.text = f"{path} is {' or '.join(repr(value) for value in values[:8])}"
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        return (self.kind, self.path, self.keys)
 
     def allows(self, facts: Facts, claims: Mapping[str, object] | None) -> bool:
         return self.fits(claims)
@@ -137,13 +164,15 @@ class ClaimCondition:
 class TimeCondition:
     """Windows of time, one of which must be open."""
 
-    __slots__ = ("_windows", "text")
+    __slots__ = ("_windows", "identity", "text")
     kind = "time"
+    needs_claims = False
 
     def __init__(self, documents: Sequence[WindowDocument]) -> None:
         self._windows = tuple(
             Window(entry.days, entry.opens, entry.closes, entry.timezone, entry.after, entry.before) for entry in documents
         )
+        self.identity: tuple[object, ...] = (self.kind, frozenset(window.text for window in self._windows))
         self.text = "time in " + " or ".join(window.text for window in self._windows[:8])
 
     def allows(self, facts: Facts, claims: Mapping[str, object] | None) -> bool:
@@ -157,6 +186,11 @@ def claim_members(claims: Mapping[str, object], path: str) -> Sequence[object]:
     """The values at `path`: members of a list, words of a scope, else the one value. Empty where the path leads nowhere.
 
     A path with `://` is one name (namespaced claims are URLs); otherwise dots go down into objects."""
+    if path == USER:
+        issuer, subject = claims.get("iss"), claims.get("sub")
+        if not isinstance(issuer, str) or "#" in issuer:  # the first # ends the issuer
+            return ()
+        return (f"jwt:{issuer}#*", user_name(issuer, subject)) if isinstance(subject, str) and subject else (f"jwt:{issuer}#*",)
     value: object = claims
     for name in (path,) if "://" in path else path.split("."):
         if not isinstance(value, Mapping) or name not in value:
@@ -167,6 +201,11 @@ def claim_members(claims: Mapping[str, object], path: str) -> Sequence[object]:
     if path == "scope" and isinstance(value, str):
         return value.split(" ")
     return (value,)
+
+
+def user_name(issuer: str, subject: str) -> str:
+    """An end user as rules and records name it. A subject means nothing without its issuer."""
+    return f"jwt:{issuer}#{subject}"
 
 
 def member_key(value: object) -> tuple[str, object]:

@@ -28,8 +28,9 @@ def policy_digest(documents: Sequence[PolicyDocument]) -> str:
 
 
 def _role(role: RoleDocument) -> dict[str, Any]:
-    match = role.match if role.principals and role.jwt else "any"
-    return {"principals": sorted(set(role.principals)), "jwt": _claims(role.jwt), "match": match}
+    match = role.match if role.principals and (role.jwt or role.users) else "any"
+    content = {"principals": sorted(set(role.principals)), "jwt": _claims(role.jwt), "match": match}
+    return {**content, "users": sorted(set(role.users))} if role.users else content
 
 
 def _rule(rule: RuleDocument) -> dict[str, Any]:
@@ -43,6 +44,8 @@ def _rule(rule: RuleDocument) -> dict[str, Any]:
         content["headers"] = {name: _header(header) for name, header in rule.headers.items()}
     if rule.claims is not None:
         content["claims"] = _claims(rule.claims)
+    if rule.when is not None:
+        content["when"] = rule.when
     if rule.times is not None:
         content["times"] = sorted((_window(window) for window in rule.times), key=_canonical)
     return content

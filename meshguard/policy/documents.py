@@ -31,7 +31,10 @@ _METHOD = re.compile(r"[A-Z][A-Z0-9_-]{0,31}\Z")
 _FIELD_NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,128}\Z")
 _HOST = re.compile(r"(?:\*\.)?[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?(?:\.[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?)*\Z|\[[0-9a-f:.]+\]\Z")
 _CALL = re.compile(r"(?P<method>[!#$%&'*+.^_`|~0-9A-Za-z-]+) (?P<target>[^\s\x00-\x1f\x7f]+)\Z")
+_USER = re.compile(r"jwt:[^\s#]+#.+\Z")
 _VALUE_LIMIT = 4096
+MAX_USER = 1024
+"""Characters of an end user in a rule; StringOrURI has no limit of its own (RFC 7519 section 2)."""
 
 
 def _name(text: str) -> str:
@@ -52,11 +55,20 @@ def _id(text: str) -> str:
     return text
 
 
+def _user(text: str) -> str:
+    match = _USER.match(text)
+    if match is None or len(text) > MAX_USER or not text.isprintable():
+        raise ValueError("an end user such as jwt:https://login.shop.example#alice, or #* for every user of that issuer")
+    return text
+
+
 def _principal(text: str) -> str:
     return parse_principal(text).text
 
 
 def _caller(text: str) -> str:
+    if text.startswith("jwt:"):
+        return _user(text)
     return _principal(text) if text.startswith("spiffe:") else _name(text)
 
 
@@ -116,6 +128,7 @@ def _unique(values: list[Any]) -> list[Any]:
 RoleName = Annotated[str, AfterValidator(_role_name)]
 Principal = Annotated[str, AfterValidator(_principal)]
 Caller = Annotated[str, AfterValidator(_caller)]
+User = Annotated[str, AfterValidator(_user)]
 Path = Annotated[str, AfterValidator(_path)]
 Method = Annotated[str, AfterValidator(_method)]
 Host = Annotated[str, AfterValidator(_host)]
@@ -141,17 +154,19 @@ class _Document(BaseModel):
 
 
 class RoleDocument(_Document):
-    """Who holds a role. `principals`: any of these. `jwt`: each claim named has one of its values (all claims, any value).
-    With both, `match: any` asks for one of the two, `match: all` for both."""
+    """Who holds a role. `principals`: any of these. `jwt`: each claim named has one of its values (all claims, any value). `users`: the
+    token speaks for one of these, beside its claims.
+    With both, principals and a token, `match: any` asks for one of the two, `match: all` for both."""
 
     description: str = ""
     principals: list[Principal] = Field(default=[], max_length=10_000)
     jwt: dict[ClaimPath, ClaimValues] = Field(default={}, max_length=16)
+    users: list[User] = Field(default=[], max_length=10_000)
     match: Literal["any", "all"] = "any"
 
     @model_validator(mode="after")
     def _somebody(self) -> RoleDocument:
-        if not self.principals and not self.jwt:
+        if not self.principals and not self.jwt and not self.users:
             raise ValueError("principals, jwt or both: a role without them is held by nobody")
         return self
 
@@ -217,6 +232,7 @@ class RuleDocument(_Document):
     hosts    the authority without port: exact, or `*.suffix` for anything below the suffix
     headers  allow: the field is there and all its lines match; deny: one line, or one member of a comma list, matches
     claims   of the verified token; a list claim matches when one of its members does
+    when     a CEL expression (see `expression`) that must be true; one that cannot be evaluated counts against the request
     shadow   the rule decides nothing and is reported as would_allow or would_deny
     """
 
@@ -231,6 +247,7 @@ class RuleDocument(_Document):
     headers: Annotated[dict[FieldName, Header], Field(min_length=1, max_length=32)] | None = None
     claims: Annotated[dict[ClaimPath, ClaimValues], Field(min_length=1, max_length=32)] | None = None
     times: Annotated[list[WindowDocument], Field(min_length=1, max_length=64)] | None = None
+    when: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
     shadow: bool = False
 
     @model_validator(mode="before")

@@ -9,14 +9,14 @@ from meshguard.model.verdicts import Denial, Permit
 from meshguard.policy.compiled import CompiledPolicy
 from meshguard.policy.decision import Conditional
 
-__all__ = ["Question", "ask", "principal_of"]
+__all__ = ["Question", "ask", "identity_value", "principal_of"]
 
 
 class Question:
     """A request: `path` canonical with its `readings`, `headers` by lower-case name with every line, `claims` of a verified token (None:
     no token), `now` in epoch seconds. It is its own `Facts`."""
 
-    __slots__ = ("claims", "headers", "host", "method", "now", "path", "port", "readings")
+    __slots__ = ("claims", "client", "headers", "host", "method", "now", "path", "port", "principal", "query", "readings")
 
     def __init__(
         self,
@@ -29,6 +29,8 @@ class Question:
         now: float,
         headers: Mapping[str, Sequence[str]] | None = None,
         claims: Mapping[str, object] | None = None,
+        query: str = "",
+        client: str = "",
     ) -> None:
         self.method = method
         self.path = path
@@ -38,14 +40,46 @@ class Question:
         self.now = now
         self.headers = headers or {}
         self.claims = claims
+        self.query = query
+        self.client = client
+        self.principal: Principal | None = None  # set by `ask`
 
     def header(self, name: str) -> list[str]:
         """Every line of the field."""
         return list(self.headers.get(name, ()))
 
 
+    def value(self, name: str) -> object:
+        """A variable of an expression."""
+        match name:
+            case "request.method":
+                return self.method
+            case "request.path":
+                return self.path
+            case "request.query":
+                return self.query
+            case "request.host":
+                return self.host
+            case "request.port":
+                return self.port
+            case "request.headers":
+                return {key: list(lines) for key, lines in self.headers.items()}
+            case "connection.client_address":
+                return self.client
+        return identity_value(name, self.principal)
+
+
+def identity_value(name: str, principal: Principal | None) -> str:
+    """An `identity.` variable of an expression; empty without an identity. Raises KeyError for another name."""
+    if principal is None:
+        return ""
+    values = {"identity.spiffe_id": principal.spiffe_id, "identity.trust_domain": principal.trust_domain, "identity.path": principal.path}
+    return values[name]
+
+
 def ask(policy: CompiledPolicy, principal: Principal | None, question: Question) -> Permit | Denial:
     """The verdict, by the very code that decides live requests."""
+    question.principal = principal
     outlook = policy.bind(principal).outlook(question.method, question.path, question.readings, question.host, question.port)
     return outlook.decide(question) if isinstance(outlook, Conditional) else outlook
 

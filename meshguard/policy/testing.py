@@ -1,7 +1,8 @@
 """Runs the tests that stand in policy documents, by the very code that decides live requests.
 
-The caller of a test is a SPIFFE ID, `anyone` (no identity), `authenticated` (an identity that no rule names), or a role: then an identity
-is made that the role's first pattern matches, or a token that its claims describe, whichever holds the role.
+The caller of a test is a SPIFFE ID, an end user (`jwt:ISSUER#SUB`), `anyone` (no identity), `authenticated` (an identity that no
+rule names), or a role: then an identity is made that the role's first pattern matches, or a token that its claims describe, whichever
+holds the role.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from meshguard.model.errors import RequestError
 from meshguard.model.principal import Principal
 from meshguard.model.verdicts import Denial, Permit
 from meshguard.policy.compiled import CompiledPolicy
+from meshguard.policy.conditions import USER
 from meshguard.policy.documents import PolicyDocument, TestDocument
 from meshguard.policy.question import Question, ask, principal_of
 from meshguard.policy.rules import Role
@@ -119,6 +121,8 @@ def _caller(policy: CompiledPolicy, caller: str) -> tuple[Principal | None, dict
     """An identity and token claims that make the caller what the test says."""
     if caller.startswith("spiffe:"):
         return principal_of(caller), None
+    if caller.startswith("jwt:"):
+        return None, _user(caller)
     if caller == "anyone":
         return None, None
     role = policy.roles.get(caller)
@@ -133,9 +137,17 @@ def _some_domain(policy: CompiledPolicy) -> str:
     return str(patterns[0].segments[0]) if patterns else "meshguard.test"
 
 
+def _user(name: str) -> dict[str, Any]:
+    issuer, _, subject = name.removeprefix("jwt:").partition("#")
+    return {"iss": issuer, "sub": "somebody" if subject == "*" else subject}
+
+
 def _claims(role: Role) -> dict[str, Any]:
     claims: dict[str, Any] = {}
     for condition in role.claims:
+        if condition.path == USER:
+            claims.update(_user(str(min(condition.keys, key=repr)[1])))
+            continue
         *outer, last = (condition.path,) if "://" in condition.path else condition.path.split(".")
         inner: dict[str, Any] = claims
         for name in outer:

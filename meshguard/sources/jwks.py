@@ -12,7 +12,6 @@ MAX_OCTETS, no redirect to another origin, no content coding. What comes back is
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import random
 import re
 import ssl
@@ -20,12 +19,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import SplitResult, urljoin, urlsplit
+from urllib.parse import SplitResult
 
 import h11
 
 from meshguard.identity.jwk import KeySet, parse_jwks
 from meshguard.model.errors import IdentityError
+from meshguard.sources.https import checked_url, fetch
 
 __all__ = ["MAX_OCTETS", "MAX_REFRESH_S", "MIN_REFRESH_S", "UNKNOWN_KEY_S", "JwksSource"]
 
@@ -41,7 +41,6 @@ FETCH_S = 10.0
 """Deadline of a whole fetch, redirects included."""
 FIRST_RETRY_S = 1.0
 MAX_RETRY_S = 300.0
-_REDIRECTS = 3
 _MAX_AGE = re.compile(r"(?:^|[,\s])max-age\s*=\s*\"?([0-9]{1,9})", re.IGNORECASE)
 
 
@@ -73,7 +72,7 @@ class JwksSource:
         self.failures = 0
         self.problem = ""
         self.fetched_at = 0.0
-        self._url = _checked_url(location) if "://" in location else None
+        self._url = checked_url(location) if "://" in location else None
         self._publish = publish
         self._context = context
         self._clock = clock
@@ -145,100 +144,10 @@ class JwksSource:
         return _Answer(octets, "", MIN_REFRESH_S)
 
     async def _fetch(self, url: SplitResult) -> _Answer:
-        for _ in range(_REDIRECTS + 1):
-            answer = await self._get(url)
-            if isinstance(answer, _Answer):
-                return answer
-            following = _checked_url(urljoin(url.geturl(), answer))
-            if (following.scheme, following.hostname, _port(following)) != (url.scheme, url.hostname, _port(url)):
-                raise ValueError("a redirect to another origin")
-            url = following
-        raise ValueError("too many redirects")
-
-    async def _get(self, url: SplitResult) -> _Answer | str:
-        """One exchange: the answer, or the Location of a redirect."""
-        context = None
-        if url.scheme == "https":
-            if self._context is None:
-                self._context = ssl.create_default_context()
-            context = self._context
-        reader, writer = await asyncio.open_connection(url.hostname, _port(url), ssl=context, limit=64 * 1024)
-        try:
-            connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=32 * 1024)
-            headers = [
-                ("host", url.netloc),
-                ("accept", "application/jwk-set+json, application/json"),
-                ("accept-encoding", "identity"),
-                ("user-agent", "meshguard"),
-                ("connection", "close"),
-            ]
-            if self._etag:
-                headers.append(("if-none-match", self._etag))
-            target = (url.path or "/") + (f"?{url.query}" if url.query else "")
-            request = connection.send(h11.Request(method="GET", target=target, headers=headers))
-            writer.write((request or b"") + (connection.send(h11.EndOfMessage()) or b""))
-            await writer.drain()
-            return await self._receive(connection, reader)
-        finally:
-            writer.transport.abort()  # the exchange is over or broken: nothing is waited for
-
-    async def _receive(self, connection: h11.Connection, reader: asyncio.StreamReader) -> _Answer | str:
-        response: h11.Response | None = None
-        body = bytearray()
-        while True:
-            event = connection.next_event()
-            if event is h11.NEED_DATA:
-                connection.receive_data(await reader.read(64 * 1024))
-            elif isinstance(event, h11.Response):
-                response = event
-            elif isinstance(event, h11.Data):
-                body += event.data
-                if len(body) > MAX_OCTETS:
-                    raise ValueError(f"more than {MAX_OCTETS} bytes")
-            elif isinstance(event, h11.EndOfMessage) and response is not None:
-                return self._answer(response, bytes(body))
-            elif not isinstance(event, h11.InformationalResponse):
-                raise ValueError("the connection ended early")
-
-    def _answer(self, response: h11.Response, body: bytes) -> _Answer | str:
-        fields = {name.decode("latin-1"): value.decode("latin-1") for name, value in response.headers}
-        if response.status_code in (301, 302, 303, 307, 308) and "location" in fields:
-            return fields["location"]
-        etag = fields.get("etag", "")
-        fresh_s = _fresh_s(fields.get("cache-control", ""))
-        if response.status_code == 304 and self._etag:
-            return _Answer(None, etag or self._etag, fresh_s)
-        if response.status_code != 200:
-            raise ValueError(f"status {response.status_code}")
-        if fields.get("content-encoding", "identity").lower() != "identity":
-            raise ValueError("a content coding that was not asked for")
-        return _Answer(body, etag, fresh_s)
-
-
-def _checked_url(text: str) -> SplitResult:
-    """An https URL, or an http URL of this machine's own loopback. Raises ValueError."""
-    url = urlsplit(text)
-    if not url.hostname or url.username is not None or url.password is not None or url.fragment:
-        raise ValueError("a URL with a host and without user and fragment")
-    if not all(0x21 <= ord(char) < 0x7F for char in text):
-        raise ValueError("a URL of printable ASCII characters")
-    if url.scheme != "https" and not (url.scheme == "http" and _is_loopback(url.hostname)):
-        raise ValueError("an https URL (http only for loopback)")
-    _port(url)
-    return url
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _port(url: SplitResult) -> int:
-    return url.port or (443 if url.scheme == "https" else 80)
+        if self._context is None and url.scheme == "https":
+            self._context = ssl.create_default_context()
+        answer = await fetch(url, self._etag, "application/jwk-set+json, application/json", MAX_OCTETS, self._context)
+        return _Answer(answer.body, answer.etag, _fresh_s(answer.cache_control))
 
 
 def _fresh_s(cache_control: str) -> float:

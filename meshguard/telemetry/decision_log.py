@@ -3,13 +3,14 @@
 Schema `meshguard.decision/1` (keys marked ? are left out when there is nothing to say; new keys may come, none changes its meaning):
 
     schema, id, time        time: when the request head was complete, RFC 3339, UTC, microseconds
-    who                     principal? (SPIFFE ID), svid? {trust_domain, serial, thumbprint}, subject? (verified JWT), address, port
+    who                     principal? (SPIFFE ID), svid? {trust_domain, serial, thumbprint}, subject? (sub of the verified
+                            JWT), user? (jwt:ISSUER#SUB), address, port, via? (the peer, where trusted proxies told of another client)
     what                    method, host, path (canonical), route, cluster, listener, protocol, tls, port, request_bytes,
-                            response_bytes, query_bytes?
+                            response_bytes, direction? (outbound: a call of the own workload), query_bytes?
     why                     verdict (allow, deny, refuse, error), rule?, reason?, detail?, near_miss? {rule, condition, detail?},
                             shadow? [{rule, effect}], policy_digest?, policy_revision?
     outcome                 status (0: none was sent), upstream?, attempts (how often one was tried), duration_us,
-                            upstream_us? (until its response head), aborted?
+                            upstream_us? (until its response head), aborted?, websocket? {close (code), by}
     fields?                 [{operation, field, keyset?, version?, count}]: what was done to protected fields, never their values
     trace_id?, span_id?, sampled?
 and, where records were lost, a line {schema, gap: N, since, time} in their place.
@@ -32,7 +33,7 @@ from meshguard.model.reasons import Reason
 from meshguard.model.record import RequestRecord
 from meshguard.model.verdicts import Denial, Permit
 from meshguard.telemetry.metrics import Registry
-from meshguard.telemetry.outcome import verdict_name
+from meshguard.telemetry.outcome import grpc_status, verdict_name
 from meshguard.telemetry.span_ids import SpanIds
 
 __all__ = ["MAX_DETAIL", "MAX_HOST", "MAX_METHOD", "MAX_PATH", "MAX_SUBJECT", "SCHEMA", "DecisionLog", "DecisionSink", "gap_line"]
@@ -123,13 +124,17 @@ class DecisionLog:
             self._prefix = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
         micros = int((when - second) * 1e6)
 
-        who: dict[str, object] = {"address": peer.client_address, "port": peer.client_port}
+        who: dict[str, object] = {"address": record.client_address, "port": peer.client_port}
+        if who["address"] != peer.client_address:
+            who["via"] = peer.client_address
         principal = record.principal
         if principal is not None:
             who["principal"] = principal.spiffe_id
             who["svid"] = self._svids.get(principal.thumbprint) or self._svid(principal)
         if record.subject:
             who["subject"] = _capped(record.subject, MAX_SUBJECT)
+            if record.issuer:
+                who["user"] = _capped(f"jwt:{record.issuer}#{record.subject}", MAX_DETAIL)
 
         if plan is not None:
             path = plan.path
@@ -163,6 +168,8 @@ class DecisionLog:
                 "response_bytes": record.response_bytes,
             }
             revision = 0
+        if peer.outbound:
+            what["direction"] = "outbound"
         if head is not None:
             mark = head.target.find(b"?")
             if mark >= 0:
@@ -187,6 +194,11 @@ class DecisionLog:
                 outcome["upstream_us"] = int((record.answered - record.forwarded) * 1e6)
         if record.aborted:
             outcome["aborted"] = record.aborted
+        websocket = record.websocket
+        if websocket is not None and websocket.closed_by:
+            outcome["websocket"] = {"close": websocket.close_code, "by": websocket.closed_by}
+        if record.grpc_end:
+            outcome["grpc_status"] = grpc_status(record.grpc_end)
 
         line: dict[str, object] = {
             "schema": SCHEMA,

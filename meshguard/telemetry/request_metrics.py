@@ -10,10 +10,10 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 
 from meshguard.model.reasons import Reason
-from meshguard.model.record import RequestRecord
+from meshguard.model.record import RequestRecord, WebSocketFacts
 from meshguard.model.verdicts import Denial, Permit
 from meshguard.telemetry.metrics import OVERFLOW, SERIES_CAP, Family, HistogramValue, Kind, Labels, Registry, Slot
-from meshguard.telemetry.outcome import error_type, method_name, protocol_version, verdict_name
+from meshguard.telemetry.outcome import error_type, grpc_status, method_name, protocol_version, verdict_name
 
 __all__ = ["DURATION_BOUNDS_S", "SIZE_BOUNDS_BYTES", "RequestMetrics"]
 
@@ -22,6 +22,7 @@ DURATION_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0,
 SIZE_BOUNDS_BYTES = (0, 128, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216)
 """Buckets of the body sizes; the conventions advise none. 1 MiB is the default limit of an inspected body."""
 
+_PRIVATE = 3000
 _ENDPOINTS_CAP = 64  # series of client durations within one row: endpoints come from DNS, which can churn
 
 # Layout of a row's numbers: one flat list, because an index costs less than an attribute of a nested object.
@@ -80,6 +81,16 @@ class RequestMetrics:
         )
         self._shadow = registry.counter(
             "meshguard.shadow.decisions", "What rules in shadow mode would have done", "{decision}", ("rule", "effect"), cap
+        )
+        self._closes = registry.counter(
+            "meshguard.websocket.closes", "WebSockets by how they ended", "{connection}", ("listener", "code", "by"), cap
+        )
+        self._grpc = registry.counter(
+            "meshguard.grpc.requests",
+            "Finished gRPC calls by their status",
+            "{request}",
+            ("listener", "route", "cluster", "rpc.grpc.status_code"),
+            cap,
         )
         registry.collect(self.families)
 
@@ -150,6 +161,10 @@ class RequestMetrics:
                 if verdict is not None and verdict.shadow:
                     for result in verdict.shadow:
                         self._shadow.labels(result.rule_id, result.effect).value += 1
+                if record.websocket is not None and record.websocket.opened:
+                    self._closed(record, record.websocket)
+                if record.grpc_end:
+                    self._grpc.labels(peer.listener, route, cluster, str(grpc_status(record.grpc_end))).value += 1
                 if record.operations:
                     for act in record.operations:
                         self._operations.labels(act.field, act.operation, act.keyset).value += act.count
@@ -157,6 +172,11 @@ class RequestMetrics:
                 broken = exc
         if broken is not None:
             raise broken
+
+    def _closed(self, record: RequestRecord, websocket: WebSocketFacts) -> None:
+        code = websocket.close_code
+        named = str(code) if code < _PRIVATE else "private"  # codes from 3000 on are the peers' own words
+        self._closes.labels(record.peer.listener, named if code else "none", websocket.closed_by or record.aborted).value += 1
 
     def flush(self) -> None:
         """Nothing is held back here."""

@@ -26,7 +26,7 @@ from meshguard.telemetry.otlp_encoding import (
     span_attribute,
     span_name,
 )
-from meshguard.telemetry.outcome import METHODS, error_type, method_name, protocol_version, verdict_name
+from meshguard.telemetry.outcome import GRPC_SERVER_ERRORS, METHODS, error_type, grpc_status, method_name, protocol_version, verdict_name
 from meshguard.telemetry.span_ids import SpanIds
 
 __all__ = ["SCHEMA_URL", "SpanRecorder", "SpanSink", "redacted_query"]
@@ -79,7 +79,7 @@ class SpanRecorder:
         self._ids = ids
         self._scheme = scheme
         self._spans: list[bytes] = []
-        self._connections: dict[tuple[str, str, str, int, str], bytes] = {}
+        self._connections: dict[tuple[str, str, str, int, str, str], bytes] = {}
         self._requests: dict[tuple[str, str, str, int], tuple[bytes, bytes]] = {}
         self._decisions: dict[_Decided, bytes] = {}
         self._upstreams: dict[tuple[str, str, str, str, int, Reason | None, str], tuple[bytes, bytes, bool]] = {}
@@ -127,7 +127,7 @@ class SpanRecorder:
         status = record.status
         attributes: list[bytes] = []
 
-        connection = (peer.listener, peer.protocol, peer.tls_version, peer.local_port, peer.client_address)
+        connection = (peer.listener, peer.protocol, peer.tls_version, peer.local_port, peer.client_address, record.client_address)
         attributes.append(self._connections.get(connection) or self._new_connection(connection))
         attributes.append(self._peer_port.encoded(peer.client_port))
         attributes.append(self._decision_id.encoded(record.decision_id))
@@ -151,10 +151,20 @@ class SpanRecorder:
             agent = _user_agent(head.block)
             if agent:
                 attributes.append(self._agents.get(agent) or self._new_agent(agent))
+        websocket = record.websocket
+        if websocket is not None and websocket.closed_by:
+            attributes.append(span_attribute("meshguard.websocket.close_code", websocket.close_code))
+            attributes.append(span_attribute("meshguard.websocket.closed_by", websocket.closed_by))
         failed = status >= 500 or not status or record.aborted
         if failed:
             error = error_type(status, refusal, record.aborted)
             attributes.append(span_attribute("error.type", error))
+        if record.grpc_end:
+            code = grpc_status(record.grpc_end) or 0
+            attributes.append(span_attribute("rpc.grpc.status_code", code))
+            if code in GRPC_SERVER_ERRORS and not failed:
+                failed = True
+                attributes.append(span_attribute("error.type", str(code)))
         return span(
             trace_id,
             span_id,
@@ -192,13 +202,13 @@ class SpanRecorder:
             record.sampled,
         )
 
-    def _new_connection(self, key: tuple[str, str, str, int, str]) -> bytes:
-        listener, protocol, tls_version, local_port, client_address = key
+    def _new_connection(self, key: tuple[str, str, str, int, str, str]) -> bytes:
+        listener, protocol, tls_version, local_port, peer_address, client_address = key
         told: dict[str, AttributeValue] = {
             "url.scheme": "https" if tls_version else "http",
             "server.port": local_port,
             "client.address": client_address,
-            "network.peer.address": client_address,
+            "network.peer.address": peer_address,
             "network.protocol.version": protocol_version(protocol),
             "meshguard.listener": listener,
         }

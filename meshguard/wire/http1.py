@@ -302,6 +302,9 @@ class ResponseParser(_Parser):
             raise UpstreamError(UPSTREAM_MALFORMED, "not HTTP/1.x")
         self._scanned = len(buffer)
 
+    def rest(self) -> bytes:
+        return self._buffer
+
     def whole_body(self) -> bytes | None:
         """Right after a head: the whole body where it is all here and nothing follows it (most short answers), and the message is over.
         None changes nothing."""

@@ -62,7 +62,7 @@ class RequestReader:
             self._head_parser.receive(rest)
 
     def rest(self) -> bytes:
-        return self._head_parser.rest() + self._pending
+        return self._pending if self._done or self._h11 is not None else self._head_parser.rest()
 
     def next(self) -> RequestHead | bytes | EndOfMessage | None:
         if self._done:

@@ -173,6 +173,8 @@ def request_head(method: bytes, target: bytes, minor: int, head: bytes, rules: F
         options = tokens(connection)
         if b"close" in options:
             keep_alive = False
+        if b"upgrade" in options:
+            specials.append((b"connection", b"upgrade"))
         nominated = [option for option in options if option not in _NEVER_IN_A_BLOCK]
         if nominated:
             block = remove_fields(block, nominated)
@@ -274,6 +276,8 @@ def response_head(status: int, minor: int, head: bytes, method: bytes) -> Respon
         options = tokens(connection)
         if b"close" in options:
             message.keep_alive = False
+        if b"upgrade" in options:
+            specials.append((b"connection", b"upgrade"))
         nominated = [option for option in options if option not in _NEVER_IN_A_BLOCK]
         if nominated:
             block = remove_fields(block, nominated)

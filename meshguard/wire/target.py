@@ -58,9 +58,19 @@ class Target:
 _CLEAN = re.compile(rb"(?:/[A-Za-z0-9_~!$&'()*+,=:@\-][A-Za-z0-9._~!$&'()*+,=:@\-]*+)*+/?").fullmatch
 # RFC 3986 section 3.3 pchar and `/`; `%` is checked apart. No backslash, no `#`, no raw non-ASCII, no "<>^`{|}.
 _PATH_CHARACTERS = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=:@%/\-]*+").fullmatch
-_ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})?+")
-_UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
-_HEX_AHEAD = re.compile(rb"[0-9A-Fa-f]{2}").match
+_BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})").search
+_ESCAPED_CONTROL = re.compile(rb"%(?:[01][0-9A-Fa-f]|7[Ff])").search
+_ESCAPED_SLASH = re.compile(rb"%2[Ff]").search
+_ESCAPED_BACKSLASH = re.compile(rb"%5[Cc]").search
+_DOUBLE_ESCAPE = re.compile(rb"%25(?:[0-9A-Fa-f]{2}|[uU])").search
+_HIGH_ESCAPES = re.compile(rb"(?:%[89A-Fa-f][0-9A-Fa-f])++").findall
+_UNRESERVED = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"
+_ESCAPES = {
+    (high + low).encode("ascii"): bytes([value]) if (value := int(high + low, 16)) in _UNRESERVED else b"%%%02X" % value
+    for high in "0123456789abcdefABCDEF"
+    for low in "0123456789abcdefABCDEF"
+}
+"""The two digits of an escape, in any case -> what stands for it in a canonical path."""
 
 
 def canonicalise(target: bytes, options: PathOptions = STRICT) -> Target:
@@ -96,40 +106,27 @@ def _settle(raw: bytes, options: PathOptions) -> str:
 
 
 def _decode(raw: bytes, options: PathOptions) -> bytes:
-    """Checks every escape; decodes unreserved characters, keeps the others in upper case."""
-    high = bytearray()
-
-    def one(match: re.Match[bytes]) -> bytes:
-        digits = match[1]
-        if digits is None:
-            raise RequestError(AMBIGUOUS_TARGET, "bad percent-escape")
-        value = int(digits, 16)
-        if value in _UNRESERVED:
-            return bytes([value])
-        if value < 0x20 or value == 0x7F:
-            raise RequestError(AMBIGUOUS_TARGET, "encoded control character")
-        if value == 0x2F and options.encoded_slash != "keep":
-            raise RequestError(AMBIGUOUS_TARGET, "encoded slash")
-        if value == 0x5C and options.backslash != "keep":
-            raise RequestError(AMBIGUOUS_TARGET, "encoded backslash")
-        if value == 0x25 and options.double_encoding != "keep":
-            after = match.string[match.end() : match.end() + 5]
-            if _HEX_AHEAD(after) or after[:1] in (b"u", b"U"):
-                raise RequestError(AMBIGUOUS_TARGET, "double encoding")
-        if value >= 0x80:
-            high.append(value)
-        return b"%%%02X" % value
-
-    out = []
-    for part in re.split(rb"((?:%[89A-Fa-f][0-9A-Fa-f])++)", raw):
-        high.clear()
-        out.append(_ESCAPE.sub(one, part))
-        if high:
-            _check_utf8(high)
-    return b"".join(out)
+    """Checks every escape; decodes unreserved characters, keeps the others in upper case. One table look-up an escape: 8 KB of them cost
+    under a millisecond."""
+    if b"%" not in raw:
+        return raw
+    if _BAD_ESCAPE(raw):
+        raise RequestError(AMBIGUOUS_TARGET, "bad percent-escape")
+    if _ESCAPED_CONTROL(raw):
+        raise RequestError(AMBIGUOUS_TARGET, "encoded control character")
+    if options.encoded_slash != "keep" and _ESCAPED_SLASH(raw):
+        raise RequestError(AMBIGUOUS_TARGET, "encoded slash")
+    if options.backslash != "keep" and _ESCAPED_BACKSLASH(raw):
+        raise RequestError(AMBIGUOUS_TARGET, "encoded backslash")
+    if options.double_encoding != "keep" and _DOUBLE_ESCAPE(raw):
+        raise RequestError(AMBIGUOUS_TARGET, "double encoding")
+    for run in _HIGH_ESCAPES(raw):
+        _check_utf8(bytes.fromhex(run.replace(b"%", b"").decode("ascii")))
+    first, *pieces = raw.split(b"%")
+    return first + b"".join([_ESCAPES[piece[:2]] + piece[2:] for piece in pieces])
 
 
-def _check_utf8(data: bytearray) -> None:
+def _check_utf8(data: bytes) -> None:
     """Strict UTF-8: overlong forms, surrogates and stray bytes are refused."""
     try:
         data.decode("utf-8", "strict")
@@ -151,6 +148,8 @@ def _refuse_hidden_dots(segment: bytes) -> None:
 
 def _resolve(path: bytes, options: PathOptions) -> bytes:
     """Dot segments, repeated slashes and parameters (RFC 3986 section 5.2.4)."""
+    if b"//" not in path and b"/." not in path and b";" not in path and b"%" not in path:
+        return path
     out: list[bytes] = []
     segments = path.split(b"/")[1:]
     last = len(segments) - 1
@@ -218,8 +217,7 @@ def _readings(path: str) -> tuple[str, ...]:
 def _unquote(text: str) -> str:
     if "%" not in text:
         return text
-    data = re.sub(rb"%([0-9A-Fa-f]{2})", lambda match: bytes([int(match[1], 16)]), text.encode("utf-8"))
-    return data.decode("utf-8", "replace")
+    return unquote_to_bytes(text).decode("utf-8", "replace")
 
 
 def _compatible(text: str) -> str:

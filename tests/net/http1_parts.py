@@ -101,6 +101,9 @@ class Exchange:
         self.gone = why
         self.door = None
 
+    def dismiss(self, why: str, kind: str) -> bool:
+        return False
+
     def pause(self) -> None:
         self.paused = True
 

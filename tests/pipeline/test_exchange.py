@@ -76,6 +76,9 @@ class Door:
 
 
 class Connection:
+    protocol = "http/1.1"
+    unprocessed = False
+
     def __init__(self, cluster: Cluster, *, reused: bool = False) -> None:
         self.cluster = cluster
         self.endpoint = SimpleNamespace(key="192.0.2.9:80")
@@ -84,7 +87,15 @@ class Connection:
         self.answered = False
         self.closed = False
         self.log: list[str] = []
-        self.channel = SimpleNamespace(pause_reading=lambda: self.log.append("pause"), resume_reading=lambda: self.log.append("resume"))
+
+    def pause_reading(self) -> None:
+        self.log.append("pause")
+
+    def resume_reading(self) -> None:
+        self.log.append("resume")
+
+    def unused(self) -> None:
+        self.cluster.release(self)
 
     def start(self, exchange: Any, head: bytes, method: bytes, chunked: bool) -> None:
         self.log.append(f"start {head.split()[0].decode()} {chunked}")
@@ -137,10 +148,14 @@ class World:
         self.records: list[Any] = []
         self.journey: Any = SimpleNamespace(finished=self.records.append, boot_id="b")
         self.door = Door()
-        peer: Any = SimpleNamespace(limits=ConnectionLimits(**limits), table=None, principal=None)
+        peer: Any = SimpleNamespace(limits=ConnectionLimits(**limits), table=None, principal=None, answer_lines=b"")
         self.head = head_of(data)
         self.exchange = Exchange(self.journey, self.door, peer, self.head, 1)
         self.exchange.plan = SimpleNamespace(  # type: ignore[assignment]
+            answer=None,
+            location=b"",
+            body_bytes=limits.get("body_bytes", 0),
+            attempts=None,
             total_s=20.0, response_s=15.0, keep_trailers=False, inspects_response=False, inspects_request=False,
             response_operations=None, request_operations=None,
         )  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from meshguard.model.messages import NO_BODY, RequestHead
 from meshguard.model.principal import Principal
 from meshguard.model.reasons import Reason
-from meshguard.model.record import FieldOperation
+from meshguard.model.record import FieldOperation, WebSocketFacts
 from meshguard.model.verdicts import Denial, Permit
 
 DIGEST = "sha256:" + "ab" * 32
@@ -25,7 +25,17 @@ BILLING = Principal(
 class Peer:
     """Facts of a connection."""
 
-    __slots__ = ("client_address", "client_port", "listener", "local_address", "local_port", "principal", "protocol", "tls_version")
+    __slots__ = (
+        "client_address",
+        "client_port",
+        "listener",
+        "local_address",
+        "local_port",
+        "outbound",
+        "principal",
+        "protocol",
+        "tls_version",
+    )
 
     def __init__(
         self,
@@ -38,7 +48,9 @@ class Peer:
         tls_version: str = "TLSv1.3",
         local_address: str = "10.9.9.9",
         local_port: int = 8443,
+        outbound: bool = False,
     ) -> None:
+        self.outbound = outbound
         self.listener = listener
         self.client_address = client_address
         self.client_port = client_port
@@ -110,7 +122,9 @@ class Record:
         "detail",
         "ended",
         "forwarded",
+        "grpc_end",
         "head",
+        "issuer",
         "number",
         "operations",
         "parent_id",
@@ -128,6 +142,7 @@ class Record:
         "trace_id",
         "upstream",
         "verdict",
+        "websocket",
     )
 
     def __init__(
@@ -157,7 +172,11 @@ class Record:
         sampled: bool = False,
         operations: Sequence[FieldOperation] = (),
         subject: str = "",
+        websocket: WebSocketFacts | None = None,
+        issuer: str = "",
+        grpc_end: bytes | None = None,
     ) -> None:
+        self.grpc_end = grpc_end
         self.number = number
         self.peer = peer
         self.principal = peer.principal
@@ -183,6 +202,12 @@ class Record:
         self.sampled = sampled
         self.operations = operations
         self.subject = subject
+        self.websocket = websocket
+        self.issuer = issuer
+
+    @property
+    def client_address(self) -> str:
+        return self.peer.client_address
 
     @property
     def decision_id(self) -> str:

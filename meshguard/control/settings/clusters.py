@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from meshguard.control.settings.values import DocumentPath, Endpoint, Percent, Seconds, Section, SpiffePattern
+from meshguard.control.settings.destinations import DestinationsConfig
+from meshguard.control.settings.values import DocumentPath, Endpoint, Percent, Seconds, Section, SpiffePattern, SpiffeTemplate
 
 __all__ = ["CircuitConfig", "ClusterConfig", "ClusterTimeouts", "ClusterTls", "EjectionConfig", "HealthConfig", "RetryConfig"]
 
@@ -21,7 +22,9 @@ class ClusterTls(Section):
     """TLS towards the upstream. The server is known by its SPIFFE ID, or, outside the mesh, by a name under a CA: exactly one of
     `spiffe_id`, `spiffe_ids` and `server_name`."""
 
-    spiffe_id: SpiffePattern | None = None
+    spiffe_id: SpiffeTemplate | None = Field(
+        default=None, description="Without endpoints, {service} (first label) and {host} of the destination may stand in it."
+    )
     spiffe_ids: list[SpiffePattern] = []
     server_name: str | None = Field(default=None, min_length=1, description="Host name that the server's certificate must have.")
     ca: DocumentPath | None = Field(default=None, description="CA certificates for `server_name`; absent: those of the system.")
@@ -29,11 +32,14 @@ class ClusterTls(Section):
 
 
 class HealthConfig(Section):
-    """Active checks: GET `path` every `interval_s`."""
+    """Active checks: GET `path` every `interval_s`, or `grpc`."""
 
     path: Annotated[str, AfterValidator(_health_path)] = "/"
     interval_s: Seconds = 5.0
     timeout_s: Seconds = 1.0
+    grpc: str | None = Field(
+        default=None, max_length=125, description="Instead of the GET: grpc.health.v1 is asked for this service; '' is the whole server."
+    )
     healthy: int = Field(default=2, ge=1, description="Successes in a row that bring an endpoint back.")
     unhealthy: int = Field(default=3, ge=1, description="Failures in a row that take an endpoint out.")
 
@@ -68,15 +74,20 @@ class ClusterTimeouts(Section):
     connect_s: Seconds = 1.0
     response_s: Seconds = 15.0
     idle_s: Seconds = 60.0
+    ping_s: Seconds = Field(default=25.0, description="HTTP/2: a connection without requests that is silent so long is sent a PING.")
 
 
 class ClusterConfig(Section):
-    """One upstream service with its endpoints."""
+    """One upstream service with its endpoints; without endpoints, the services that requests name (`resolve: dns`)."""
 
-    endpoints: list[Endpoint] = Field(min_length=1)
+    endpoints: list[Endpoint] = Field(default=[], description="Absent: each request names its destination (see `destinations`).")
+    destinations: DestinationsConfig | None = Field(default=None, description="Only without endpoints.")
     resolve: Literal["static", "dns"] = Field(default="static", description="dns: host names become all their addresses, looked up again.")
     refresh_s: Seconds = 30.0
     balance: Literal["least_request", "round_robin"] = "least_request"
+    protocol: Literal["auto", "http/1.1", "h2"] = Field(
+        default="auto", description="auto: h2 or http/1.1 by ALPN with TLS, http/1.1 without. h2 without TLS is prior knowledge."
+    )
     tls: ClusterTls | None = Field(default=None, description="Absent: plaintext, for an application on this machine.")
     health: HealthConfig | None = None
     ejection: EjectionConfig = Field(default={}, validate_default=True)

@@ -11,7 +11,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from meshguard.control.settings.edge_checks import edge_complaints
+from meshguard.control.settings.outbound_checks import outbound_complaints
 from meshguard.control.settings.profiles import DEVELOPMENT_CA, PERMISSIVE, PLAIN_LISTENER, PLAIN_UPSTREAM, PROFILES, permits
+from meshguard.control.settings.rate_limits import rate_limit_complaints
 from meshguard.control.settings.values import Address, parse_address, parse_moment
 from meshguard.sources.complaints import Complaint, Told, nearest
 
@@ -26,7 +29,9 @@ def crosscheck(values: Mapping[str, Any], base: Path, now: float, *, files: bool
     document names must exist."""
     profile = values.get("profile", "strict")
     check = _Check(values, profile if profile in PROFILES else "strict", datetime.fromtimestamp(now, UTC))
-    out = [*check.identity(), *check.listeners(), *check.clusters(), *check.ports()]
+    out = [*check.identity(), *check.listeners(), *check.clusters(), *check.ports(), *check.policy()]
+    out += edge_complaints(values)
+    out += outbound_complaints(values, profile if profile in PROFILES else "strict")
     if files:
         out += _files(values, base)
     return out
@@ -91,7 +96,7 @@ class _Check:
             tls = listener.get("tls") if isinstance(listener, Mapping) else None
             if tls in ("mutual", "permissive"):
                 return f"listeners.{name} (tls: {tls})"
-            if tls == "server" and listener.get("certificate") is None:
+            if tls == "server" and listener.get("certificate") is None and not listener.get("certificates"):
                 return f"listeners.{name} (tls: server without a certificate of its own)"
         for name, cluster in self._clusters.items():
             tls = _mapping(cluster, "tls")
@@ -99,16 +104,30 @@ class _Check:
                 return f"clusters.{name}.tls"
         return ""
 
+    # -- policy -----------------------------------------------------------------------------------------------------------
+
+    def policy(self) -> Iterator[Complaint]:
+        bundle = self._values.get("bundle")
+        if bundle is None:
+            if not self._values.get("policies"):
+                yield Complaint(("policies",), "the files or directories of the policy, or a `bundle`")
+            return
+        if self._values.get("policies"):
+            yield Complaint(("policies",), "no files beside a `bundle`: a node that requires signatures takes nothing else")
+        if isinstance(bundle, Mapping) and (bundle.get("path") is None) == (bundle.get("url") is None):
+            yield Complaint(("bundle",), "exactly one of path and url")
+
     # -- listeners --------------------------------------------------------------------------------------------------------
 
     def listeners(self) -> Iterator[Complaint]:
         ids: dict[str, str] = {}
+        limits: dict[str, str] = {}
         for name, listener in self._listeners.items():
             if not isinstance(listener, Mapping):
                 continue
             at = ("listeners", name)
             routes = _list(listener, "routes")
-            if ("to" in listener) == bool(routes):
+            if listener.get("redirect") is None and ("to" in listener) == bool(routes):
                 yield Complaint(at, "either `to: CLUSTER` or `routes`", Told("both" if routes else "neither"))
             if "to" in listener:
                 yield from self._cluster_exists((*at, "to"), listener["to"])
@@ -116,6 +135,7 @@ class _Check:
                 yield from self._route((*at, "routes", index), route, listener, ids)
             yield from self._relaxation(at, listener)
             yield from self._certificate(at, listener)
+            yield from rate_limit_complaints(str(name), listener, limits, bool(_list(self._values, "jwt")))
             if listener.get("trusted_proxies") and listener.get("tls") in ("none", "server"):
                 yield Complaint(
                     (*at, "trusted_proxies"), "a listener with client certificates (tls: mutual): a proxy is known by its SPIFFE ID"
@@ -143,7 +163,7 @@ class _Check:
     def _relaxation(self, at: tuple[str, ...], listener: Mapping[str, Any]) -> Iterator[Complaint]:
         tls, until = listener.get("tls"), listener.get("permissive_until")
         address = _address(listener.get("address"))
-        remote = tls == "none" and address is not None and not address.is_loopback
+        remote = tls == "none" and address is not None and not address.is_loopback and listener.get("redirect") is None
         what = PERMISSIVE if tls == "permissive" else PLAIN_LISTENER if remote else None
         if what is None:
             if until is not None:
@@ -258,6 +278,9 @@ def _files(values: Mapping[str, Any], base: Path) -> Iterator[Complaint]:
     for name in _mapping(values, "listeners"):
         listener = _mapping(_mapping(values, "listeners"), name)
         named += [(("listeners", name, key), listener.get(key)) for key in ("certificate", "key")]
+        for index, entry in enumerate(_list(listener, "certificates")):
+            keys = ("certificate", "key") if isinstance(entry, Mapping) else ()
+            named += [(("listeners", name, "certificates", index, key), entry.get(key)) for key in keys]
     for name in _mapping(values, "clusters"):
         named.append((("clusters", name, "tls", "ca"), _mapping(_mapping(_mapping(values, "clusters"), name), "tls").get("ca")))
     for name in _mapping(values, "keys"):

@@ -40,6 +40,14 @@ class LimitsConfig(Section):
     body_idle_s: Seconds = Field(default=10.0, description="Between two reads of a request body.")
     body_total_s: Annotated[float, Field(ge=0)] = Field(default=60.0, description="A whole request body; 0: no limit.")
     idle_s: Seconds = Field(default=60.0, description="A connection without a request, a response without progress.")
+    websocket_message_bytes: Size = Field(default=64 * 1024 * 1024, description="A WebSocket message, as it is on the wire; 0: no limit.")
+    websocket_frame_bytes: Size = Field(default=16 * 1024 * 1024, description="A WebSocket frame; 0: no limit.")
+    websocket_idle_s: Seconds = Field(default=300.0, description="A WebSocket on which nothing comes from either side.")
+    websocket_ping_s: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="Silence after which a side of a WebSocket is sent a ping; it then has to answer within the idle time."
+        " 0: no pings."
+    )
+    websocket_close_s: Seconds = Field(default=5.0, description="From the first Close of a WebSocket to its end.")
     connections: int | None = Field(default=None, ge=1, description="Downstream connections; absent: half of the descriptor limit.")
     overload_close_percent: Percent = Field(default=92, description="Of `connections`: from here no connection is kept alive.")
     overload_shed_percent: Percent = Field(default=95, description="Of `connections`: from here new requests are refused.")

@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from meshguard.control.settings.edge import AddressRange, CertificateConfig, HstsConfig, Redirect, RouteLimits, RouteRetries
 from meshguard.control.settings.limits import LimitsConfig
+from meshguard.control.settings.rate_limits import RateLimitConfig
 from meshguard.control.settings.values import (
     AuthorityPattern,
     ClusterName,
@@ -83,7 +85,10 @@ class RouteConfig(Section):
     request_headers: HeaderChanges = Field(default={}, validate_default=True)
     response_headers: HeaderChanges = Field(default={}, validate_default=True)
     timeouts: RouteTimeouts = Field(default={}, validate_default=True)
+    limits: RouteLimits = Field(default={}, validate_default=True)
+    retries: RouteRetries = Field(default={}, validate_default=True)
     trailers: Literal["drop", "keep"] = Field(default="drop", description="gRPC needs `keep`.")
+    websocket: Literal["allow", "deny"] | None = Field(default=None, description="Upgrades to WebSocket; absent: as the listener says.")
 
 
 class ListenerConfig(Section):
@@ -95,16 +100,47 @@ class ListenerConfig(Section):
         description="mutual: a client certificate is required; permissive: plaintext is taken too, until `permissive_until`;"
         " server: TLS without client certificates (an edge); none: plaintext, for local applications.",
     )
+    direction: Literal["inbound", "outbound"] = Field(
+        default="inbound",
+        description="outbound: the local application's own calls; the caller is this workload itself (needs `tls: none` on loopback).",
+    )
+    capture: Literal["none", "redirect", "tproxy"] = Field(
+        default="none", description="How traffic is redirected here (`meshguard capture`), so that its first destination is known."
+    )
+    protocols: list[Literal["h2", "http/1.1"]] | None = Field(
+        default=None,
+        min_length=1,
+        description="By preference. Absent: h2 and http/1.1 with TLS (by ALPN), http/1.1 without TLS, where h2 is prior knowledge.",
+    )
     permissive_until: Moment | None = Field(default=None, description="End of a relaxation; a date counts to its last second, UTC.")
     to: ClusterName | None = None
     routes: list[RouteConfig] = []
     authorities: list[AuthorityPattern] = Field(default=[], description="Hosts served here; absent: any.")
-    engine: Literal["default", "reference"] = Field(default="default", description="HTTP/1.1 implementation; `reference` is h11, slower.")
+    websocket: Literal["allow", "deny"] = Field(default="allow", description="Upgrades to WebSocket, where policy allows the request.")
+    engine: Literal["default", "reference"] = Field(
+        default="default", description="HTTP implementation; `reference` is h11 and h2, slower."
+    )
     trusted_proxies: list[SpiffePattern] = Field(default=[], description="Peers whose X-Forwarded-* and XFCC are believed.")
+    forwarded: Literal["x-forwarded", "rfc7239", "none"] = Field(
+        default="x-forwarded", description="Which fields tell the upstream about the client, and are read from trusted peers; never both."
+    )
+    trusted_hops: int = Field(
+        default=0, ge=0, le=16, description="Proxies in front, the peer as the first: the client is the entry behind them, from the right."
+    )
+    trusted_addresses: list[AddressRange] = Field(
+        default=[], description="Proxies in front by address: the client is the first entry from the right that is none of them."
+    )
+    redirect: Redirect | None = Field(default=None, description="https: answer every request with its https address (308).")
+    hsts: HstsConfig | None = Field(default=None, description="Strict-Transport-Security on every answer.")
     strip_headers: list[StrippedField] = Field(
         default=[], description="Fields removed from requests, in every spelling; x-internal-* removes all that begin so."
     )
     underscores: Literal["refuse", "drop", "allow"] = Field(default="refuse", description="Header names with `_`.")
     limits: LimitsConfig = Field(default={}, validate_default=True)
+    rate_limits: list[RateLimitConfig] = Field(default=[], max_length=32, description="Every one that applies must be passed.")
     certificate: DocumentPath | None = Field(default=None, description="Server certificate for `tls: server`; absent: the own SVID.")
     key: DocumentPath | None = None
+    certificates: list[CertificateConfig] = Field(default=[], description="Several certificates for `tls: server`, chosen by server name.")
+    unknown_names: Literal["refuse", "default"] = Field(
+        default="refuse", description="Clients that name no or another server: refused, or shown the first certificate."
+    )

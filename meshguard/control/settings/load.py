@@ -108,6 +108,9 @@ def _notes(configuration: Configuration) -> list[str]:
         remote = [str(endpoint) for endpoint in cluster.endpoints if not endpoint.is_loopback]
         if cluster.tls is None and remote:
             notes.append(f"clusters.{name}: plaintext leaves this machine, to {', '.join(remote)}")
+    for name, cluster in configuration.clusters.items():
+        if not cluster.endpoints and cluster.tls is None:
+            notes.append(f"clusters.{name}: plaintext leaves this machine, to destinations that the requests name")
     if not configuration.admin.address.is_loopback:
         notes.append(f"admin: reachable from other machines at {configuration.admin.address}")
     return notes

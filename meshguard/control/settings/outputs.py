@@ -1,4 +1,4 @@
-"""What the proxy tells: decision log, telemetry, the admin address; and where its data keys come from."""
+"""What the proxy tells: decision log, telemetry, the admin address."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 from meshguard.control.settings.values import DocumentPath, ListenAddress, Section, url_of
 
-__all__ = ["AdminConfig", "DecisionLogConfig", "KeysetConfig", "TelemetryConfig"]
+__all__ = ["AdminConfig", "DecisionLogConfig", "QuarantineConfig", "TelemetryConfig"]
 
 
 def _log_path(value: object, info: ValidationInfo) -> str:
@@ -44,10 +44,16 @@ class AdminConfig(Section):
     """Health, metrics and state of this process. Reachable from this machine only unless another address is written here."""
 
     address: ListenAddress = Field(default="127.0.0.1:9901", validate_default=True)
+    token_file: DocumentPath | None = Field(
+        default=None,
+        description="File with the bearer token of operations that change or disclose something (quarantine, queries); made with mode 0600"
+        " when it does not exist. Absent: those operations are off.",
+    )
 
 
-class KeysetConfig(Section):
-    """Where the keys of one keyset come from."""
+class QuarantineConfig(Section):
+    """Identities that are cut out (`meshguard quarantine`)."""
 
-    provider: Literal["file"] = Field(description="file: a JSON keyset made by `meshguard keys`.")
-    path: DocumentPath
+    path: DocumentPath | None = Field(
+        default=None, description="File that keeps the quarantine over restarts, written by meshguard; absent: it ends with the process."
+    )

@@ -33,6 +33,7 @@ __all__ = [
     "Section",
     "Size",
     "SpiffePattern",
+    "SpiffeTemplate",
     "TrustDomain",
     "parse_address",
     "parse_moment",
@@ -83,6 +84,7 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 # SPIFFE-ID section 2.1: lower-case letters, digits, dots, dashes, underscores
 _TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,255}\Z")
 _SPIFFE_PATTERN = re.compile(r"spiffe://[a-z0-9._*-]{1,255}(?:/[A-Za-z0-9._*-]+)*\Z")
+_SPIFFE_TEMPLATE = re.compile(r"spiffe://[a-z0-9._*-]{1,255}(?:/(?:[A-Za-z0-9._*-]|\{service\}|\{host\})+)*\Z")
 _SIZE = re.compile(r"(\d{1,12})\s*(|B|KiB|MiB|GiB|kB|MB|GB)\Z")
 _UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "kB": 1000, "MB": 10**6, "GB": 10**9}
 
@@ -232,6 +234,10 @@ DocumentPath = Annotated[Path, BeforeValidator(_document_path), PlainSerializer(
 TrustDomain = Annotated[str, _matching(_TRUST_DOMAIN, "a trust domain in lower case, such as shop.example")]
 SpiffePattern = Annotated[
     str, _matching(_SPIFFE_PATTERN, "a SPIFFE ID or pattern, such as spiffe://shop.example/ns/prod/sa/edge or .../sa/edge-*")
+]
+SpiffeTemplate = Annotated[
+    str,
+    _matching(_SPIFFE_TEMPLATE, "a SPIFFE ID or pattern, such as spiffe://shop.example/ns/prod/sa/edge or .../sa/{service}"),
 ]
 AuthorityPattern = Annotated[str, AfterValidator(_authority_pattern)]
 PathPattern = Annotated[str, AfterValidator(_path_pattern)]

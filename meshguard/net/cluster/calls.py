@@ -19,14 +19,16 @@ class Call:
 
     The cluster answers each submission exactly once, with `connected` or with `failed`, unless it is cancelled first; the answer
     may come before `submit` returns. `excluded` holds endpoints to avoid while there are others. `attempts` counts the
-    retries granted to this call; `ticket` belongs to the cluster. A call may be submitted again after its answer.
+    retries granted to this call, `most` bounds them where its route says so (None: the cluster does); `ticket` belongs to the
+    cluster. A call may be submitted again after its answer.
     """
 
-    __slots__ = ("attempts", "excluded", "ticket")
+    __slots__ = ("attempts", "excluded", "most", "ticket")
 
     def __init__(self) -> None:
         self.excluded: AbstractSet[Endpoint] = _NOTHING
         self.attempts = 0
+        self.most: int | None = None
         self.ticket: Ticket | None = None
 
     def connected(self, conn: Connection) -> None:

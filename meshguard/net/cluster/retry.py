@@ -24,10 +24,13 @@ class RetryBudget:
         self.granted = 0
         self.refused = 0
 
-    def allows(self, attempts: int, in_flight: int) -> bool:
-        """May a call that was already tried again `attempts` times be tried once more, with `in_flight` calls in the cluster?"""
+    def allows(self, attempts: int, in_flight: int, most: int | None = None) -> bool:
+        """May a call that was already tried again `attempts` times be tried once more, with `in_flight` calls in the cluster? `most` is
+        the call's own bound, None for the setting."""
         settings = self.settings
-        allowed = attempts < settings.attempts and self.active < max(FLOOR, in_flight * settings.budget_percent // 100)
+        allowed = attempts < (settings.attempts if most is None else most) and self.active < max(
+            FLOOR, in_flight * settings.budget_percent // 100
+        )
         if allowed:
             self.granted += 1
         else:

@@ -34,7 +34,7 @@ _STREAMS_UNTIL_SETTINGS = 100
 class Http2Client(ControlledConnection):
     """An engine for the sink. `limits.streams` bounds what the server allows."""
 
-    __slots__ = ("_client_sink", "_going", "_next")
+    __slots__ = ("_client_sink", "_going", "_next", "_settled")
 
     _takes_push = False
 
@@ -43,6 +43,7 @@ class Http2Client(ControlledConnection):
         self._client_sink = sink
         self._next = 1
         self._going = False
+        self._settled = False  # the peer's settings are known
         self.peer_streams = _STREAMS_UNTIL_SETTINGS
         self.peer_extended_connect = False
 
@@ -142,7 +143,12 @@ class Http2Client(ControlledConnection):
         if not self._dead:
             self._client_sink.capacity()
 
+    @property
+    def extended_connect(self) -> bool | None:
+        return self.peer_extended_connect if self._settled else None
+
     def _on_peer_settings(self) -> None:
+        self._settled = True
         self._client_sink.capacity()
 
     def _on_peer_goaway(self, last: int, code: int) -> None:

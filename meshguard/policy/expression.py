@@ -1,0 +1,105 @@
+"""Conditions in CEL, the Common Expression Language (`when:` of a rule): type-checked when the policy is loaded, bounded when they run.
+
+    when: request.path.startsWith("/reports/") && identity.trust_domain == "shop.example" && now.getHours("Europe/Berlin") < 18
+
+Variables: `request.method`, `request.path` (canonical), `request.query`, `request.host`, `request.port`, `request.headers` (lower-case
+name to its lines), `identity.spiffe_id`, `identity.trust_domain`, `identity.path` (empty without identity), `connection.client_address`,
+`claims` of the verified token (empty without one), `now`. Work is bounded by the evaluator: linear regular expressions (RE2), a budget
+of iterations.
+
+INVARIANT: only a result that is the value `true` lets an allow rule match, and a deny rule fails to match only by the value `false`:
+the library *returns* errors at run time, so the type of each result is looked at. The library is loaded only for a policy with a `when`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from meshguard.policy.conditions import Facts
+
+__all__ = ["VARIABLES", "ExpressionCondition"]
+
+VARIABLES: Mapping[str, str] = {
+    "request.method": "string",
+    "request.path": "string",
+    "request.query": "string",
+    "request.host": "string",
+    "request.port": "int",
+    "request.headers": "map(string, list(string))",
+    "identity.spiffe_id": "string",
+    "identity.trust_domain": "string",
+    "identity.path": "string",
+    "connection.client_address": "string",
+    "claims": "map(string, dyn)",
+    "now": "timestamp",
+}
+"""Name to CEL type."""
+_MESSAGE = re.compile(r"ERROR: <input>:(\d+):(\d+): ([^\n]*)")
+_SHOWN = 120
+
+
+class ExpressionCondition:
+    """One expression. Raises ValueError, with words, for one that does not parse or is not a condition."""
+
+    __slots__ = ("_evaluate", "_names", "identity", "needs_claims", "text")
+    kind = "expression"
+
+    def __init__(self, source: str) -> None:
+        environment, bool_type = _environment()
+        try:
+            expression = environment.compile(source)
+        except RuntimeError as exc:
+            found = _MESSAGE.search(str(exc))
+            raise ValueError(f"a CEL expression: {found[3]} (line {found[1]}, column {found[2]})" if found else "a CEL expression") from exc
+        if expression.return_type() != bool_type:
+            raise ValueError(f"a CEL expression that is true or false, not {expression.return_type().name()} (compare it with something)")
+        self._evaluate = expression.eval
+        self._names = tuple(name for name in VARIABLES if re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", source))
+        self.needs_claims = "claims" in self._names
+        self.identity: tuple[object, ...] = (self.kind, source)
+        self.text = source if len(source) <= _SHOWN else source[: _SHOWN - 3] + "..."
+
+    def allows(self, facts: Facts, claims: Mapping[str, object] | None) -> bool:
+        return self._result(facts, claims) is True
+
+    def denies(self, facts: Facts, claims: Mapping[str, object] | None) -> bool:
+        return self._result(facts, claims) is not False
+
+    def _result(self, facts: Facts, claims: Mapping[str, object] | None) -> bool | None:
+        """None where it cannot be evaluated: a key that is not there, a value of another type, too much work."""
+        data: dict[str, object] = {}
+        for name in self._names:
+            if name == "claims":
+                data[name] = claims or {}
+            elif name == "now":
+                data[name] = datetime.fromtimestamp(facts.now, UTC)
+            else:
+                data[name] = facts.value(name)
+        try:
+            result = self._evaluate(data=data)
+        except RuntimeError:
+            return None
+        value = result.value() if result.type() == _environment()[1] else None  # an error's value is true for Python
+        return value if value is True or value is False else None
+
+
+@cache
+def _environment() -> tuple[Any, Any]:
+    """The checking environment, and the type of a condition's result. Raises ValueError where the library is not installed."""
+    try:
+        from cel_expr_python import cel  # type: ignore[import-untyped]  # its stubs are not marked as such
+    except ImportError as exc:
+        raise ValueError("the CEL library for `when` (pip install 'meshguard[cel]')") from exc
+    kinds = {
+        "string": cel.Type.STRING,
+        "int": cel.Type.INT,
+        "timestamp": cel.Type.TIMESTAMP,
+        "map(string, list(string))": cel.Type.Map(cel.Type.STRING, cel.Type.List(cel.Type.STRING)),
+        "map(string, dyn)": cel.Type.Map(cel.Type.STRING, cel.Type.DYN),
+    }
+    return cel.NewEnv(variables={name: kinds[kind] for name, kind in VARIABLES.items()}), cel.Type.BOOL
