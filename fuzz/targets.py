@@ -10,6 +10,7 @@ from typing import NamedTuple
 import h11
 
 from fuzz import bodies
+from fuzz.http2 import H2_WORDS, HPACK_WORDS, hpack_block, http2_client, http2_server, huffman
 from meshguard.fields.json_locate import locate
 from meshguard.fields.json_scan import JsonError, Span, resolve, scan
 from meshguard.fields.selectors import Matcher, parse_selector
@@ -401,6 +402,10 @@ TARGETS: dict[str, Target] = {
     "target": Target(target, _PATH),
     "authority": Target(authority, _AUTHORITY),
     "json": Target(json_body, _JSON),
+    "http2_server": Target(http2_server, H2_WORDS),
+    "http2_client": Target(http2_client, H2_WORDS),
+    "hpack": Target(hpack_block, HPACK_WORDS),
+    "huffman": Target(huffman, HPACK_WORDS),
     "form": Target(bodies.form, bodies.WORDS["form"]),
     "multipart": Target(bodies.multipart, bodies.WORDS["multipart"]),
     "lines": Target(bodies.lines, bodies.WORDS["lines"]),

@@ -119,7 +119,7 @@ def request_of(entries: list[Entry], ended: bool, limits: Http2Limits, book: Req
     if not authority:
         raise RequestError(AMBIGUOUS_AUTHORITY, "no authority")
     if crumbs:
-        cookie = b"; ".join(crumbs)
+        cookie = b"; ".join(crumbs).rstrip(b" ")  # empty crumbs
         if book.cookies_cut:
             specials.append((b"cookie", cookie))
         else:

@@ -254,7 +254,7 @@ def test_no_window_for_a_stream_that_has_ended() -> None:
 
 
 def test_goaway_of_the_peer_changes_nothing_for_data() -> None:
-    engine, sink = server(None, None, OPEN, goaway(0), data(1, b"x", end=True))
+    _, sink = server(None, None, OPEN, goaway(0), data(1, b"x", end=True))
     assert sink.calls[-2:] == [("data", 1, b"x"), ("end", 1, b"")]
 
 

@@ -32,20 +32,21 @@ def response(*fields: tuple[bytes, bytes], ended: bool = False, method: bytes = 
 
 
 _NAMES = st.sampled_from([
-    b"accept", b"x-request-id", b"a", b"x-foo-bar", b"traceparent", b"tracestate", b"te", b"forwarded", b"x-forwarded-for", b"x_forwarded_for",
-    b"under_score", b"x-real-ip", b"cookie", b"content-length", b"expect", b"trailer", b"x-meshguard-id", b"authorization", b"http2-settings",
+    b"accept", b"x-request-id", b"a", b"x-foo-bar", b"traceparent", b"tracestate", b"te", b"forwarded", b"x-forwarded-for",
+    b"x_forwarded_for", b"under_score", b"x-real-ip", b"cookie", b"content-length", b"expect", b"trailer", b"x-meshguard-id",
+    b"authorization", b"http2-settings",
 ])  # fmt: skip
 _VALUES = st.sampled_from([b"", b"x", b"trailers", b"Trailers", b"100-continue", b"5", b"0", b"b \tc", b"\xc3\xa9", b"a=b; c=d", b"12,3"])
 _REGULAR = st.lists(st.tuples(_NAMES, _VALUES), max_size=8)
 
 
 @given(_REGULAR, st.sampled_from([b"GET", b"POST", b"OPTIONS", b"TRACE", b"brew"]), st.booleans(), st.sampled_from(RULES))
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 def test_a_request_means_what_it_means_in_http1(fields: Fields, method: bytes, ended: bool, rules: FieldRules) -> None:
     """Intended differences: `minor`, `size`, `scheme` (HTTP/2 says it), `length` without content-length (no field says it in HTTP/2)."""
     pseudo = ((b":method", method), (b":scheme", b"https"), (b":authority", b"Shop.example:8443"), (b":path", b"/a?b"))
     crumbs = [value for name, value in fields if name == b"cookie"]
-    written = [pair for pair in fields if pair[0] != b"cookie"] + ([(b"cookie", b"; ".join(crumbs))] if crumbs else [])
+    written = [pair for pair in fields if pair[0] != b"cookie"] + ([(b"cookie", b"; ".join(crumbs).rstrip())] if crumbs else [])
     raw = b"%b /a?b HTTP/1.1\r\nhost: Shop.example:8443\r\n%b\r\n" % (method, b"".join(b"%b: %b\r\n" % pair for pair in written))
     try:
         head = request(*pseudo, *fields, ended=ended, rules=rules)
@@ -55,10 +56,11 @@ def test_a_request_means_what_it_means_in_http1(fields: Fields, method: bytes, e
         assert bad_te or bad_length
         return
     except RequestError as error:
+        refused = error.reason
         with pytest.raises(RequestError) as expected:
             request_head(method, b"/a?b", 1, raw, rules, PLAIN_REQUEST_HEAD(raw) is not None)
-        several = sum(name == b"content-length" for name, _ in fields)
-        assert expected.value.reason is error.reason or several or b"expect" in dict(fields)
+        several_wrong = {b"content-length", b"expect"} <= dict(fields).keys()  # which is named first is left open
+        assert several_wrong or expected.value.reason is refused
         return
     assert REQUEST_HEAD(raw) is not None
     same = slots(request_head(method, b"/a?b", 1, raw, rules, PLAIN_REQUEST_HEAD(raw) is not None))
@@ -85,7 +87,7 @@ def test_a_request_means_what_it_means_in_http1(fields: Fields, method: bytes, e
     st.sampled_from([100, 103, 200, 204, 206, 304, 404, 599]),
     st.sampled_from([b"GET", b"HEAD"]),
 )
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_a_response_means_what_it_means_in_http1(fields: Fields, status: int, method: bytes) -> None:
     raw = b"HTTP/1.1 %d \r\n%b\r\n" % (status, b"".join(b"%b: %b\r\n" % pair for pair in fields))
     match = RESPONSE_HEAD(raw)
