@@ -79,6 +79,8 @@ class Undecided:
         channel.hand_over(door)
         door.attached(channel)
         door.connected(channel)
+        if self.draining:
+            door.wind_down()
         if first and not channel.closed:
             door.received(first)
 
@@ -104,6 +106,10 @@ class Undecided:
             self._unwanted = True
         else:
             self.channel.close()
+
+    def wind_down(self) -> None:
+        """What is decided on later winds down too."""
+        self.draining = True
 
     def abandon(self, why: str) -> None:
         if self.channel is NOT_YET:

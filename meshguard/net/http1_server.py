@@ -343,6 +343,10 @@ class Http1Connection(Http1Answers):
         elif now - self._since > limits.idle_s:
             self._close()
 
+    def wind_down(self) -> None:
+        """The answer to the next request is the last one: another process takes over the address."""
+        self.draining = True
+
     def finish(self) -> None:
         """No further request: closes now when idle, else after the answer under way (drain, expiry of the identity)."""
         self.draining = True

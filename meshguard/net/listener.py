@@ -31,12 +31,11 @@ _TLS_HANDSHAKE = 0x16  # first octet of a TLS record with a ClientHello (RFC 844
 
 
 class Door(Application, Protocol):
-    """An application that the listener can look after. `draining`: the next answer ends the connection."""
-
-    draining: bool
+    """An application that the listener can look after."""
 
     def expire(self, now: float) -> None: ...
     def finish(self) -> None: ...
+    def wind_down(self) -> None: ...
     def abandon(self, why: str) -> None: ...
 
 
@@ -195,10 +194,7 @@ class Listener(Generic[D]):
         an idle connection at once would lose the request that is on its way to us at this moment."""
         self.stop_accepting()
         for door in list(self._doors):
-            if hasattr(door, "wind_down"):  # a protocol with a way of its own to say it (GOAWAY)
-                door.wind_down()
-            else:
-                door.draining = True
+            door.wind_down()
 
     def finish(self) -> None:
         """No new connection, no further request on the old ones; idle ones close."""

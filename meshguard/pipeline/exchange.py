@@ -76,7 +76,9 @@ class Exchange(ExchangeState):
         if self.ended:
             connection.unused()
             return
-        if (self.grpc_end is not None or self.websocket is not None) and self._misfit(connection):
+        if self.grpc_end is not None and connection.protocol != "h2":
+            connection.unused()
+            self.refuse(GRPC_NEEDS_HTTP2)
             return
         self._connection = connection
         self.upstream = connection.endpoint.key
@@ -100,15 +102,6 @@ class Exchange(ExchangeState):
             connection.flush()
         elif self._door is not None and self._door.request_held:
             self._door.release_request()  # what of the body is here goes in one write with the head
-
-    def _misfit(self, connection: Upstream) -> bool:
-        """The upstream speaks a protocol that this request cannot be sent over."""
-        http2 = connection.protocol == "h2"
-        if http2 is (self.grpc_end is not None):
-            return False
-        connection.unused()
-        self.refuse(UPGRADE_NOT_SUPPORTED if http2 else GRPC_NEEDS_HTTP2)
-        return True
 
     def _send_again(self, connection: Upstream) -> None:
         """What the client has sent before the first upstream said that it processed nothing."""

@@ -17,6 +17,7 @@ import yaml
 from meshguard.control.settings.load import load_configuration
 from meshguard.model.errors import DocumentError
 from tests.harness.client import RawClient, get
+from tests.harness.http2 import H2Client
 from tests.harness.mesh import SHOP, Mesh
 from tests.harness.proxy import Proxy, eventually
 
@@ -128,6 +129,20 @@ def test_several_limits_the_strictest_answers_and_a_refusal_takes_nothing_from_t
     rest = [ask(proxy, "plain-routes", "/other") for _ in range(7)]
     assert [answer.status for answer in rest] == [200] * 6 + [429], "a route of its own, and no narrow limit"
     assert rest[0].get("ratelimit").startswith('"wide";r=5;')
+
+
+def test_http2_and_grpc_are_told_in_their_words(proxy: Proxy, mesh: Mesh) -> None:
+    with H2Client(proxy.address("mutual"), mesh.client("shipping", ("h2",))) as client:
+        answers = [client.get("/x") for _ in range(6)]
+        assert [answer.status for answer in answers] == [200] * 5 + [429]
+        assert answers[0].head is not None
+        assert answers[0].head["ratelimit"].startswith('"by-identity";r=4;')
+        assert answers[5].head is not None
+        assert int(answers[5].head["retry-after"]) > 0
+        fields = [("content-type", "application/grpc"), ("te", "trailers")]
+        refused = client.answer(client.request("/orders.Orders/Get", "POST", fields))
+        assert refused.head is not None
+        assert (refused.status, refused.head["grpc-status"]) == (200, "8")
 
 
 def test_a_limit_in_shadow_mode_refuses_nothing_and_is_reported(proxy: Proxy) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import ssl
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ from meshguard.cli.node import call, node_of
 from tests.e2e.test_quarantine import quarantine
 from tests.e2e.test_workers import alive
 from tests.harness.client import RawClient, get
+from tests.harness.http2 import H2Client
 from tests.harness.load import Load
 from tests.harness.mesh import SHOP, Mesh
 from tests.harness.proxy import Proxy, eventually
@@ -71,6 +74,37 @@ def limited(proxy: Proxy) -> int:
         return client.request(get("/x")).status
 
 
+class Http2Load:
+    """Requests on one HTTP/2 connection, and on another once that one was told to go (GOAWAY)."""
+
+    def __init__(self, address: tuple[str, int], tls: ssl.SSLContext) -> None:
+        self._address, self._tls = address, tls
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.statuses: list[int] = []
+        self.failures: list[str] = []
+        self.connections = 0
+
+    def __enter__(self) -> Http2Load:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(15)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self.connections += 1
+            with H2Client(self._address, self._tls) as client:
+                while not self._stop.is_set() and not client.goaways and not client.closed:
+                    try:
+                        self.statuses.append(client.get("/load").status)
+                    except Exception as exc:
+                        self.failures.append(repr(exc))
+                        return
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_not_one_request_fails(workers: int, mesh: Mesh, tmp_path: Path) -> None:
     proxy = started(mesh, tmp_path, workers)
@@ -82,6 +116,7 @@ def test_not_one_request_fails(workers: int, mesh: Mesh, tmp_path: Path) -> None
         with (
             Load(proxy.address("plain"), kept=3, fresh=2) as plain,
             Load(proxy.address("inbound"), mesh.client("billing"), kept=2, fresh=1) as mutual,
+            Http2Load(proxy.address("inbound"), mesh.client("billing", ("h2",))) as http2,
         ):
             proxy.write_policy("p.yaml", ALLOW_B)
             if workers == 1:
@@ -96,6 +131,9 @@ def test_not_one_request_fails(workers: int, mesh: Mesh, tmp_path: Path) -> None
             assert proxy.process.wait(20) == 0, "the old process ends in order"
             plain.more(100)
             mutual.more(50)
+        assert http2.failures == []
+        assert set(http2.statuses) == {200}
+        assert http2.connections > 1, "the old process has told its client to go"
         assert plain.failures == []
         assert mutual.failures == []
         assert set(plain.statuses) | set(mutual.statuses) == {200}
@@ -111,9 +149,8 @@ def test_not_one_request_fails(workers: int, mesh: Mesh, tmp_path: Path) -> None
         eventually(lambda: told(proxy)["pid"] not in (first, second["pid"]), "the third generation", 25)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_new_processes_that_do_not_become_ready_change_nothing(workers: int, mesh: Mesh, tmp_path: Path) -> None:
-    proxy = started(mesh, tmp_path, workers)
+def test_new_processes_that_do_not_become_ready_change_nothing(mesh: Mesh, tmp_path: Path) -> None:
+    proxy = started(mesh, tmp_path, 2)
     with generations(proxy), Load(proxy.address("plain"), kept=2, fresh=1) as load:
         first = told(proxy)["pid"]
         since = len(proxy.stderr.items)
