@@ -232,6 +232,11 @@ class Journey:
         self.active.value += 1
         exchange.refuse(error.reason, error.detail)
 
+    def forgo(self, door: Downstream, peer: Peer, head: RequestHead, why: str, kind: str) -> None:
+        exchange = Exchange(self, door, peer, head, self.next_number())
+        self.active.value += 1
+        exchange.client_gone(why, kind)
+
     def farewell(self, door: ServerDoor, peer: Peer | None, reason: str) -> None:
         self.connections.discard(door)
         if not self.connections and self.on_quiet is not None:
