@@ -303,8 +303,7 @@ class Exchange(ExchangeState):
         self.refusal = reason
         self.detail = detail
         self._let_go()
-        door = self._door
-        self._door = None
+        door, self._door = self._door, None
         if door is None:
             self.finish()
             return
@@ -319,7 +318,7 @@ class Exchange(ExchangeState):
             self.grpc_end = block = refusal_block(reason, self.decision_id)
             body = b""
         else:
-            block, body = problem_response(reason, self.decision_id, self._retry_after_s(reason))
+            block, body = problem_response(reason, self.decision_id, self._retry_after_s(reason), self.violation)
         self.response_bytes = len(body)
         if self.plan is not None and reason is self.plan.answer:
             block += self.plan.location
@@ -354,7 +353,7 @@ class Exchange(ExchangeState):
             return False
         if connection.unprocessed:
             replay = connection.replay()
-            if replay is not None and self._inspection is None:
+            if replay is not None and (self._inspection is None or not self._inspection.keeps_request):
                 self._replay = replay
             return replay is not None
         return connection.reused and head.method in _SAFE and head.length == NO_BODY
