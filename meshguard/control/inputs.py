@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from meshguard.control.contracts import Contracts, contract_files, load_contracts
 from meshguard.control.keyring import Keyring, LoadedKeys
 from meshguard.control.policies import LoadedPolicy, load_policy
 from meshguard.control.settings.bundle import BundleConfig
@@ -33,6 +34,7 @@ class Inputs:
     warnings: tuple[Problem, ...]
     files: tuple[Path, ...]
     keys: LoadedKeys
+    contracts: Contracts
     candidate: Candidate | None = None  # the bundle that the policy came from
 
     @property
@@ -54,14 +56,15 @@ def load_inputs(
         candidate, policy = _from_bundle(bundles or BundleKeeper(bundle_settings(configuration.bundle)), keys.keysets)
     else:
         policy = load_policy(configuration.policies, keysets=keys.keysets)
-    files = [Path(loaded.document.file), *configuration.policies, *keys.files]
+    contracts = load_contracts(configuration)
+    files = [Path(loaded.document.file), *configuration.policies, *keys.files, *contract_files(configuration)]
     for listener in configuration.listeners.values():
         files += [path for path in (listener.certificate, listener.key) if path is not None]
         files += [path for entry in listener.certificates for path in (entry.certificate, entry.key)]
     files += [cluster.tls.ca for cluster in configuration.clusters.values() if cluster.tls is not None and cluster.tls.ca is not None]
     if configuration.bundle is not None and configuration.bundle.path is not None:
         files.append(configuration.bundle.path)
-    return Inputs(loaded, policy.compiled, policy.fields, policy.warnings, tuple(files), keys, candidate)
+    return Inputs(loaded, policy.compiled, policy.fields, policy.warnings, tuple(files), keys, contracts, candidate)
 
 
 def _from_bundle(bundles: BundleKeeper, keysets: Mapping[str, Keyset]) -> tuple[Candidate, LoadedPolicy]:

@@ -37,7 +37,7 @@ from meshguard.integrity.bundle import BundleError
 from meshguard.model.errors import MeshguardError
 from meshguard.net.listener import Listener, ServerDoor, TlsGate
 from meshguard.net.tls import worn_out
-from meshguard.pipeline.inspection import InspectionBudget
+from meshguard.pipeline.inspection_budget import InspectionBudget
 from meshguard.pipeline.journey import Journey
 from meshguard.pipeline.snapshot import Snapshot
 from meshguard.pipeline.tokens import TokenVerifier
@@ -200,7 +200,7 @@ class Runtime:
             trust = await asyncio.to_thread(identity.trust_store, next(self._generation))
         material = identity.material if identity is not None else None
         own_id = material.spiffe_id if material is not None else ""
-        views = {name: listener_view(name, config) for name, config in configuration.listeners.items()}
+        views = {name: listener_view(name, config, inputs.contracts) for name, config in configuration.listeners.items()}
         for name, config in configuration.listeners.items():
             views[name].limiter = self.rate_limits.limiter(config, self.telemetry.registry)
         contexts = {name: server_context(config, identity, trust) for name, config in configuration.listeners.items()}

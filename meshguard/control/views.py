@@ -20,6 +20,7 @@ from meshguard.wire.semantics import FieldRules
 from meshguard.wire.target import STRICT, PathOptions
 
 if TYPE_CHECKING:
+    from meshguard.control.contracts import Contracts
     from meshguard.pipeline.forwarding import Forwarding
 
 __all__ = ["ENGINES", "listener_view", "path_matcher", "principal_matcher", "wire_limits"]
@@ -35,7 +36,7 @@ def wire_limits(config: ListenerConfig) -> WireLimits:
     return WireLimits(limits.head_bytes, limits.fields, limits.request_line_bytes, limits.chunk_line_bytes, limits.chunk_extension_bytes)
 
 
-def listener_view(name: str, config: ListenerConfig) -> ListenerView:
+def listener_view(name: str, config: ListenerConfig, contracts: Contracts) -> ListenerView:
     """What the listener `name` does with its requests."""
     limits = config.limits
     hsts = config.hsts
@@ -43,7 +44,9 @@ def listener_view(name: str, config: ListenerConfig) -> ListenerView:
     return ListenerView(
         name=name,
         routes=RouteTable(
-            [_route(route, strict, config.websocket) for route in config.routes] if config.routes else [_only_route(name, config, strict)],
+            [_route(route, strict, config, contracts) for route in config.routes]
+            if config.routes
+            else [_only_route(name, config, strict, contracts)],
             authority_matcher(config.authorities) if config.authorities else None,
         ),
         limits=ConnectionLimits(
@@ -96,16 +99,21 @@ def _strict_transport(config: HstsConfig) -> str:
     return f"max-age={config.max_age_s}" + "; includeSubDomains" * config.include_subdomains + "; preload" * config.preload
 
 
-def _only_route(name: str, config: ListenerConfig, fields: Mapping[str, str]) -> Route:
+def _only_route(name: str, config: ListenerConfig, fields: Mapping[str, str], contracts: Contracts) -> Route:
     """Everything to one cluster (`to` of the listener)."""
     return Route(
-        name, config.to or "", response_operations=_operations(HeaderChanges(set=dict(fields))), websocket=config.websocket == "allow"
+        name,
+        config.to or "",
+        response_operations=_operations(HeaderChanges(set=dict(fields))),
+        websocket=config.websocket == "allow",
+        contract=contracts[config.validation] if config.validation is not None else None,
     )
 
 
-def _route(config: RouteConfig, fields: Mapping[str, str], websocket: str) -> Route:
+def _route(config: RouteConfig, fields: Mapping[str, str], listener: ListenerConfig, contracts: Contracts) -> Route:
     """`fields` are set on every response, where the route itself does not set them."""
     principals = principal_matcher(config.principals) if config.principals else None
+    validation = config.validation or listener.validation
     options = config.path
     strict = (options.encoded_slash, options.double_encoding, options.params, options.backslash) == ("reject",) * 4
     return Route(
@@ -122,9 +130,10 @@ def _route(config: RouteConfig, fields: Mapping[str, str], websocket: str) -> Ro
         response_s=config.timeouts.response_s,
         total_s=config.timeouts.total_s or 0.0,
         keep_trailers=config.trailers == "keep",
-        websocket=(config.websocket or websocket) == "allow",
+        websocket=(config.websocket or listener.websocket) == "allow",
         body_bytes=config.limits.body_bytes,
         attempts=config.retries.attempts,
+        contract=contracts[validation] if validation is not None else None,
     )
 
 

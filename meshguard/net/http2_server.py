@@ -341,10 +341,6 @@ class Http2Connection:
             if door.stream is not None:
                 door.stream.dismiss("draining", "shutdown")
 
-    def wind_down(self) -> None:
-        """The next requests are the last ones: another process takes over the address."""
-        self._announce()
-
     def _announce(self) -> None:
         """No further requests: announced first, then meant (also for other settings, a long idle time)."""
         self.draining = True

@@ -298,8 +298,7 @@ class Exchange(ExchangeState):
         self.refusal = reason
         self.detail = detail
         self._let_go()
-        door = self._door
-        self._door = None
+        door, self._door = self._door, None
         if door is None:
             self.finish()
             return
@@ -314,7 +313,7 @@ class Exchange(ExchangeState):
             self.grpc_end, body = refusal_block(reason, self.decision_id), b""
             block = self.grpc_end
         else:
-            block, body = problem_response(reason, self.decision_id, self._retry_after_s(reason))
+            block, body = problem_response(reason, self.decision_id, self._retry_after_s(reason), self.violation)
         if self.limit_lines:
             block += self.limit_lines
         self.response_bytes = len(body)
@@ -339,7 +338,7 @@ class Exchange(ExchangeState):
             return
         replay = None if connection is None or self._response_sent else repeatable(connection, self.head, reason)
         if replay is not None and cluster.may_retry(self):
-            if replay and self._inspection is None:  # an inspected body is kept there
+            if replay and (self._inspection is None or not self._inspection.keeps_request):
                 self._replay = replay
             if not self._request_complete and self._door is not None:
                 self._door.hold_request()

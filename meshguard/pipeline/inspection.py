@@ -36,8 +36,10 @@ if TYPE_CHECKING:
     from meshguard.fields.representation import Representation
     from meshguard.pipeline.exchange import Exchange
     from meshguard.pipeline.journey import Journey
+    from meshguard.pipeline.validation import BodyJudge
+    from meshguard.validation.contract import Check
 
-__all__ = ["Inspection", "InspectionBudget"]
+__all__ = ["Inspection"]
 
 # A changed body makes these untrue (RFC 9110 section 8.8.3, RFC 9530).
 _OF_THE_OLD_BODY = (
@@ -49,41 +51,6 @@ _REPRESENTATION = (b"range", b"if-range", b"accept-encoding", b"if-none-match", 
 _PRIVATE = b"cache-control: private, no-cache\r\n"
 
 
-class InspectionBudget:
-    """Octets held for inspection, over all exchanges of a listener, `within` those of the process, whose total holds for both."""
-
-    __slots__ = ("_within", "body_bytes", "held", "total_bytes")
-
-    def __init__(self, body_bytes: int = 1 << 20, total_bytes: int = 64 << 20, *, within: InspectionBudget | None = None) -> None:
-        self._within = within
-        self.limit(body_bytes, total_bytes)
-        self.held = 0
-
-    def limit(self, body_bytes: int, total_bytes: int) -> None:
-        """Other limits; what is held stays."""
-        self.body_bytes = body_bytes
-        self.total_bytes = total_bytes
-
-    def take(self, count: int, size: int) -> None:
-        """`count` more octets for a body that then has `size`. Raises RequestError."""
-        if size > self.body_bytes:
-            raise RequestError(BODY_OVER_LIMIT, f"more than {self.body_bytes} octets")
-        if self.held + count > self.total_bytes:
-            raise RequestError(INSPECTION_OVERLOADED)
-        within = self._within
-        if within is not None:
-            if within.held + count > within.total_bytes:
-                raise RequestError(INSPECTION_OVERLOADED)
-            within.held += count
-        self.held += count
-
-    def give_back(self, count: int) -> None:
-        """`count` octets are no longer held."""
-        self.held -= count
-        if self._within is not None:
-            self._within.held -= count
-
-
 class Inspection:
     """The messages of one exchange."""
 
@@ -93,6 +60,7 @@ class Inspection:
         "_facts",
         "_held",
         "_journey",
+        "_judge",
         "_outbound",
         "_phase",
         "_reader",
@@ -101,6 +69,7 @@ class Inspection:
         "_response",
         "_size",
         "_stream",
+        "place",
     )
 
     def __init__(self, journey: Journey, exchange: Exchange) -> None:
@@ -113,12 +82,27 @@ class Inspection:
         self._response: ResponseHead | None = None
         self._representation: Representation | None = None
         self._stream: BodyStream | None = None
+        self._judge: BodyJudge | None = None  # of the request's body
+        self.place = ""  # where in the request its contract was broken
         self._block = b""
         self._facts = RequestFacts(exchange, time())
         self._outbound: bool = exchange.peer.outbound
         self._reader: Reader | None = journey.snapshot.own_reader if self._outbound else None
 
     # -- request --------------------------------------------------------------------------------------------------------
+
+    def judge(self, exchange: Exchange, check: Check) -> bool:
+        """Judges the head by the route's contract; True when the body has to be judged too. Raises RequestError."""
+        from meshguard.pipeline.validation import InvalidRequest, judge_head
+
+        if exchange.head is None:
+            raise RequestError(INTERNAL_ERROR, "no head")
+        try:
+            self._judge = judge_head(check, exchange.head)
+        except InvalidRequest as error:
+            self._tell(exchange, error)
+            raise
+        return self._judge is not None
 
     def prepare(self, exchange: Exchange) -> None:
         """Before anything is sent: who will read the response, what the upstream is asked for, and the head of the request."""
@@ -144,11 +128,14 @@ class Inspection:
 
     def begin_request(self, exchange: Exchange) -> bool:
         """True: the exchange waits until the body is whole."""
-        head, transform = exchange.head, self._transform(exchange, "request")
-        if head is None:
-            raise RequestError(INTERNAL_ERROR, "no head")
-        self._representation = representation = transform.check_headers(*_representation(head.block))
-        streams = transform.streams(representation)
+        head, plan = exchange.head, exchange.plan
+        if head is None or plan is None:
+            raise RequestError(INTERNAL_ERROR, "no head or no plan")
+        streams = False
+        if plan.inspects_request:
+            transform = self._transform(exchange, "request")
+            self._representation = representation = transform.check_headers(*_representation(head.block))
+            streams = transform.streams(representation)
         if streams:
             limit = self._journey.budget.body_bytes
             coding = _message_coding(head.block)
@@ -184,9 +171,9 @@ class Inspection:
 
         self._phase = ""
         try:
-            transform = self._transform(exchange, "request")
-            body, operations = self._apply(transform, self._request_reader())
+            body, operations = self._request_whole(exchange)
         except RequestError as error:
+            self._tell(exchange, error)
             exchange.refuse(error.reason, error.detail)
             return True
         exchange.operations = [*exchange.operations, *operations]
@@ -194,6 +181,30 @@ class Inspection:
         self._request_body = body
         self._journey.resume(exchange, inspect)
         return True
+
+    def _tell(self, exchange: Exchange, error: RequestError) -> None:
+        if exchange.plan is not None and exchange.plan.reports_place:
+            self.place = getattr(error, "place", "")
+
+    def _request_whole(self, exchange: Exchange) -> tuple[bytes, list[FieldOperation]]:
+        """The body to send. A contract describes the open values: it judges what the workload gets to see, or what it has written."""
+        judge, limit = self._judge, self._journey.budget.body_bytes
+        if judge is not None and self._outbound:
+            judge.judge(bytes(self._body), limit)
+        if exchange.plan is not None and exchange.plan.inspects_request:
+            body, operations = self._apply(self._transform(exchange, "request"), self._request_reader())
+        else:
+            body, operations = bytes(self._body), []
+            self._body = bytearray()
+            self._size = 0
+        if judge is not None and not self._outbound:
+            judge.judge(body, limit)
+        return body, operations
+
+    @property
+    def keeps_request(self) -> bool:
+        """The whole body is here, and goes to whichever connection is taken."""
+        return self._request_body is not None
 
     def release_request(self, exchange: Exchange) -> None:
         """The upstream connection is there: the rewritten body goes."""

@@ -31,7 +31,7 @@ from meshguard.net.tls import peer_chain
 from meshguard.pipeline.exchange import Exchange
 from meshguard.pipeline.facts import RequestFacts
 from meshguard.pipeline.grpc import deadline_of, is_grpc, with_timeout
-from meshguard.pipeline.inspection import InspectionBudget
+from meshguard.pipeline.inspection_budget import InspectionBudget
 from meshguard.pipeline.peer import Peer, forwarded_lines
 from meshguard.policy.decision import Conditional
 from meshguard.policy.quarantine import NOBODY, Entry, Quarantine
@@ -345,13 +345,15 @@ def decide(journey: Journey, exchange: Exchange) -> object:
 
 
 def inspect(journey: Journey, exchange: Exchange) -> object:
-    """Field rules: a body that a rule has to read is gathered, bounded, and rewritten before it goes on (F1)."""
+    """Contracts and field rules: a body that one of them has to read is gathered, bounded, judged (E5) and rewritten (F1)."""
     plan = exchange.plan
-    if plan is None or plan.fields is None:
+    if plan is None or (plan.fields is None and plan.contract is None):
         return None
     inspection = exchange.inspection(journey)
-    inspection.prepare(exchange)
-    if plan.inspects_request and exchange.head is not None and exchange.head.length != NO_BODY:
+    judged = plan.contract is not None and inspection.judge(exchange, plan.contract)
+    if plan.fields is not None:
+        inspection.prepare(exchange)
+    if (plan.inspects_request or judged) and exchange.head is not None and exchange.head.length != NO_BODY:
         return HOLD if inspection.begin_request(exchange) else None
     return None
 
@@ -386,7 +388,7 @@ def forward(journey: Journey, exchange: Exchange) -> object:
         exchange.grpc_end = b""
         exchange.deadline = deadline_of(block, exchange.started)
         block = (with_timeout(block, exchange.deadline) if exchange.deadline else block) + b"te: trailers\r\n"
-    if head.expect and not plan.inspects_request:
+    if head.expect and not plan.inspects_request and not exchange.request_complete:
         exchange.send_continue()
     line = plan.line if exchange.line is None else exchange.line
     exchange.forward(verdict, cluster, b"%b%b%b%b%b\r\n" % (line, block, lines, exchange.trace_lines, framing))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from meshguard.pipeline.rate_limits import Limits
     from meshguard.pipeline.snapshot import ListenerView, Snapshot
     from meshguard.policy.decision import Binding, Conditional
+    from meshguard.validation.contract import Check
 
 __all__ = ["Plan", "Table"]
 
@@ -46,6 +47,7 @@ class Plan:
         "cluster",
         "cluster_object",
         "conditions",
+        "contract",
         "destination",
         "fields",
         "host",
@@ -64,6 +66,7 @@ class Plan:
         "readings",
         "refusal",
         "refusal_detail",
+        "reports_place",
         "request_operations",
         "response_operations",
         "response_s",
@@ -96,6 +99,8 @@ class Plan:
         self.refusal_detail = ""
         self.variants: tuple[Plan, ...] = ()
         self.conditions: Route | None = None
+        self.contract: Check | None = None  # what the request is validated by
+        self.reports_place = False
         self.fields = None
         self.inspects_request = False
         self.inspects_response = False
@@ -192,6 +197,9 @@ class Table:
         plan.attempts = route.attempts
         if route.body_bytes is not None:
             plan.body_bytes = route.body_bytes
+        if route.contract is not None:
+            plan.contract = route.contract.check(plan.method, plan.path, plan.query)
+            plan.reports_place = route.contract.reports
         if not plan.host and b"\r\nhost:" not in plan.line:
             plan.line += b"host: %b\r\n" % route.cluster.encode("ascii")  # HTTP/1.0 without Host; HTTP/1.1 needs one
         fields = plan.fields

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from meshguard.model.reasons import QUARANTINED, TOKEN_INVALID, TOKEN_REQUIRED, WEBSOCKET_HANDSHAKE, Reason
 
 __all__ = ["PROBLEM_TYPE", "problem_response"]
@@ -10,12 +12,13 @@ PROBLEM_TYPE = "urn:meshguard:problem:"
 """Prefix of the `type` member: stable, and not a URL that anybody has to serve."""
 
 
-def problem_response(reason: Reason, decision_id: str, retry_after_s: int = 1) -> tuple[bytes, bytes]:
+def problem_response(reason: Reason, decision_id: str, retry_after_s: int = 1, place: str = "") -> tuple[bytes, bytes]:
     """(field block, body) of the refusal; `retry_after_s` is told where trying again can help. Both are made of constants and the id:
-    nothing the client sent comes back."""
+    nothing the client sent comes back, but for the `place` of a violation, where a route wants it told."""
+    violation = f',"violation":{json.dumps(place)}' if place else ""
     body = (
         f'{{"type":"{PROBLEM_TYPE}{reason.code}","title":"{reason.title}","status":{reason.status},'
-        f'"code":"{reason.code}","instance":"urn:meshguard:decision:{decision_id}"}}\n'
+        f'"code":"{reason.code}","instance":"urn:meshguard:decision:{decision_id}"{violation}}}\n'
     ).encode("ascii")
     block = b"content-type: application/problem+json\r\ncache-control: no-store\r\n"
     if reason is TOKEN_REQUIRED:

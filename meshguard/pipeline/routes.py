@@ -7,9 +7,13 @@ once per (authority, path, method, identity) and kept in the plan.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from meshguard.wire.fields import field_values, remove_fields
 from meshguard.wire.target import STRICT, PathOptions
+
+if TYPE_CHECKING:
+    from meshguard.validation.contract import Contract
 
 __all__ = ["HeaderOperations", "Redirect", "Route", "RouteTable", "authority_matcher"]
 
@@ -34,6 +38,7 @@ class Route:
         "attempts",
         "body_bytes",
         "cluster",
+        "contract",
         "headers",
         "hosts",
         "id",
@@ -68,6 +73,7 @@ class Route:
         websocket: bool = True,
         body_bytes: int | None = None,
         attempts: int | None = None,
+        contract: Contract | None = None,
     ) -> None:
         self.id = id
         self.cluster = cluster
@@ -85,6 +91,7 @@ class Route:
         self.websocket = websocket
         self.body_bytes = body_bytes
         self.attempts = attempts
+        self.contract = contract
 
     def could_match(self, host: str, path: str, method: str, principal: str | None) -> str | None:
         """The template (possibly empty) when everything but the header conditions matches, else None."""

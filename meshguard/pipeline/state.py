@@ -146,5 +146,10 @@ class ExchangeState(Call):
         return self.client or self.peer.client_address
 
     @property
+    def violation(self) -> str:
+        """Where in the request its contract was broken, if this client may know."""
+        return self._inspection.place if self._inspection is not None else ""
+
+    @property
     def decision_id(self) -> str:
         return f"{self._journey.boot_id}-{self.number:x}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import h2.settings
@@ -12,7 +11,7 @@ import pytest
 from tests.harness.http2 import Call, H2Client, H2Server
 from tests.harness.mesh import Mesh
 from tests.harness.proxy import Proxy, eventually
-from tests.harness.upstream import Exchange, raw
+from tests.harness.upstream import Exchange
 
 MIB = 1 << 20
 ENGINES = ("default", "reference")

@@ -15,6 +15,7 @@ from meshguard.control.settings.edge_checks import edge_complaints
 from meshguard.control.settings.outbound_checks import outbound_complaints
 from meshguard.control.settings.profiles import DEVELOPMENT_CA, PERMISSIVE, PLAIN_LISTENER, PLAIN_UPSTREAM, PROFILES, permits
 from meshguard.control.settings.rate_limits import rate_limit_complaints
+from meshguard.control.settings.validation import validation_complaints, validation_files
 from meshguard.control.settings.values import Address, parse_address, parse_moment
 from meshguard.sources.complaints import Complaint, Told, nearest
 
@@ -31,6 +32,7 @@ def crosscheck(values: Mapping[str, Any], base: Path, now: float, *, files: bool
     check = _Check(values, profile if profile in PROFILES else "strict", datetime.fromtimestamp(now, UTC))
     out = [*check.identity(), *check.listeners(), *check.clusters(), *check.ports(), *check.policy()]
     out += edge_complaints(values)
+    out += validation_complaints(values)
     out += outbound_complaints(values, profile if profile in PROFILES else "strict")
     if files:
         out += _files(values, base)
@@ -283,6 +285,7 @@ def _files(values: Mapping[str, Any], base: Path) -> Iterator[Complaint]:
             named += [(("listeners", name, "certificates", index, key), entry.get(key)) for key in keys]
     for name in _mapping(values, "clusters"):
         named.append((("clusters", name, "tls", "ca"), _mapping(_mapping(_mapping(values, "clusters"), name), "tls").get("ca")))
+    named += validation_files(values)
     for name in _mapping(values, "keys"):
         named.append((("keys", name, "path"), _mapping(_mapping(values, "keys"), name).get("path")))
     named += [(("policies", index), path) for index, path in enumerate(_list(values, "policies"))]

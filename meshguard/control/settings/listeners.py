@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field
 from meshguard.control.settings.edge import AddressRange, CertificateConfig, HstsConfig, Redirect, RouteLimits, RouteRetries
 from meshguard.control.settings.limits import LimitsConfig
 from meshguard.control.settings.rate_limits import RateLimitConfig
+from meshguard.control.settings.validation import ValidationConfig
 from meshguard.control.settings.values import (
     AuthorityPattern,
     ClusterName,
@@ -88,6 +89,7 @@ class RouteConfig(Section):
     limits: RouteLimits = Field(default={}, validate_default=True)
     retries: RouteRetries = Field(default={}, validate_default=True)
     trailers: Literal["drop", "keep"] = Field(default="drop", description="gRPC needs `keep`.")
+    validation: ValidationConfig | None = Field(default=None, description="Requests are judged by this; absent: as the listener says.")
     websocket: Literal["allow", "deny"] | None = Field(default=None, description="Upgrades to WebSocket; absent: as the listener says.")
 
 
@@ -117,6 +119,7 @@ class ListenerConfig(Section):
     routes: list[RouteConfig] = []
     authorities: list[AuthorityPattern] = Field(default=[], description="Hosts served here; absent: any.")
     websocket: Literal["allow", "deny"] = Field(default="allow", description="Upgrades to WebSocket, where policy allows the request.")
+    validation: ValidationConfig | None = Field(default=None, description="For every route without its own.")
     engine: Literal["default", "reference"] = Field(
         default="default", description="HTTP implementation; `reference` is h11 and h2, slower."
     )
