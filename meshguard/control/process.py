@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from meshguard.control.admin import AdminServer, EndpointStatus, ListenerStatus, Providers, Status
 from meshguard.control.bundles import end_break_glass
@@ -27,6 +28,9 @@ from meshguard.sources.bundles import BundleKeeper, follow
 from meshguard.sources.identity import IdentitySource, IdentityUpdate, first_update
 from meshguard.sources.watch import watch
 from meshguard.telemetry.metrics import Family, Registry
+
+if TYPE_CHECKING:
+    from meshguard.control.ledger import LedgerService
 
 __all__ = ["run"]
 
@@ -64,6 +68,7 @@ class _Process:
         telemetry = Telemetry(configuration, self._registry)
         for note in inputs.loaded.notes:
             log.warning(note)
+        ledger = self._open_ledger(configuration, telemetry)
         runtime = self._runtime
         tokens = TokenKeys(configuration.jwt)
         await tokens.load()
@@ -111,7 +116,18 @@ class _Process:
                     task.cancel()
         finally:
             await admin.close()
+            if ledger is not None:
+                ledger.close()
             telemetry.close()
+
+    def _open_ledger(self, configuration: Configuration, telemetry: Telemetry) -> LedgerService | None:
+        if configuration.ledger is None:
+            return None
+        from meshguard.control.ledger import LedgerService
+
+        service = LedgerService(configuration, self._registry, telemetry.decisions)
+        telemetry.gate = service.gate
+        return service
 
     # -- what may happen meanwhile --------------------------------------------------------------------------------------
 

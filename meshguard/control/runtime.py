@@ -186,6 +186,7 @@ class Runtime:
             ("bundle", old.bundle, new.bundle),
             ("quarantine", old.quarantine, new.quarantine),
             ("decision_log", old.decision_log, new.decision_log),
+            ("ledger", old.ledger, new.ledger),
             ("telemetry", old.telemetry, new.telemetry),
             ("jwt", old.jwt, new.jwt),
             *((f"listeners.{name}.address", address(old.listeners.get(name)), address(new.listeners[name])) for name in new.listeners),
@@ -237,6 +238,7 @@ class Runtime:
         state.warnings = [str(problem) for problem in inputs.warnings]
         if material is not None:
             state.identity, state.identity_not_after = material.spiffe_id, material.not_after
+        self.telemetry.changed(state.revision, state.policy_digest, state.identity, state.identity_not_after)
         for cluster in retired:
             task = self._background.create_task(self._retire(cluster))
             self._retiring.add(task)
@@ -327,6 +329,7 @@ class Runtime:
             self._numbers.__next__,
             self.budget,
             telemetry.handshake_failed,
+            telemetry.gate,
         )
 
     def _new_listener(self, name: str, config: ListenerConfig, journey: Journey, gate: TlsGate) -> Listener[Http1Connection]:

@@ -23,6 +23,8 @@ class Downstream(Protocol):
     """A door's stream: where the answer goes. Writes are corked until `flush` or the end, so that a short answer is one write."""
 
     stream: Stream | None
+    channel: Channel
+    """The connection: its writes can be held back until the ledger has the record."""
     request_held: bool
     """The client's body is held back (back-pressure)."""
     held_s: float

@@ -19,6 +19,7 @@ from meshguard.model.messages import CHUNKED, NO_BODY, ResponseHead
 from meshguard.model.reasons import (
     BODY_TOO_LARGE,
     INTERNAL_ERROR,
+    LEDGER_UNAVAILABLE,
     QUARANTINED,
     REQUEST_TIMEOUT,
     UPSTREAM_RESET,
@@ -167,8 +168,10 @@ class Exchange(ExchangeState):
         self.response_bytes = len(body)
         self._connection = self._door = None
         connection.finish(True)
+        if not self.finish(door):
+            self._unrecorded(door)
+            return
         door.send_whole(head.status, head.block if plan.response_operations is None else plan.response_operations.apply(head.block), body)
-        self.finish()
         door.exchange_over(True)
 
     def response_head(self, head: ResponseHead) -> None:
@@ -189,12 +192,26 @@ class Exchange(ExchangeState):
                 return
         self.send_head(head.status, block, head)
 
-    def send_head(self, status: int, block: bytes, head: ResponseHead, length: int | None = None) -> None:
-        """Passes a response head on; `length` replaces the upstream's where the body was changed."""
+    def send_head(self, status: int, block: bytes, head: ResponseHead, length: int | None = None, *, whole: bool = False) -> None:
+        """Passes a response head on; `length` replaces the upstream's where the body was changed. `whole`: the rest follows at once."""
         door = self._door
-        if door is not None:
+        if door is not None and (whole or self.begin_answer(door)):
             self._response_sent = True
             door.send_head(status, block, head.length if length is None else length, head.specials)
+
+    def begin_answer(self, door: Downstream) -> bool:
+        """The first octets of an answer that takes its time are about to go: its decision is on record before them. False: refused."""
+        ledger = self._journey.ledger
+        if ledger is None or ledger.begun(self, door.channel):
+            return True
+        self.refuse(LEDGER_UNAVAILABLE)
+        return False
+
+    def _unrecorded(self, door: Downstream) -> None:
+        """The record could not be written: nothing of the upstream's answer goes."""
+        block, body = problem_response(LEDGER_UNAVAILABLE, self.decision_id)
+        door.send_refusal(LEDGER_UNAVAILABLE, block + self.peer.answer_lines, body)
+        door.exchange_over(self._request_complete)
 
     def _interim(self, door: Downstream, head: ResponseHead) -> None:
         if head.status == 101:
@@ -211,6 +228,9 @@ class Exchange(ExchangeState):
         websocket, connection = self.websocket, self._connection
         if websocket is None or connection is None:
             self.upstream_failed(UPSTREAM_RESET, "switching protocols was not asked for")
+            return
+        self.status = head.status
+        if not self.begin_answer(door):
             return
         websocket.open(self, door, connection, head)
 
@@ -251,8 +271,10 @@ class Exchange(ExchangeState):
         if door is not None:
             keep = trailers and self.plan is not None and self.plan.keep_trailers
             self._door = None
+            if not self.finish(door):
+                door.reset()
+                return
             door.send_end(trailers if keep else b"")
-            self.finish()
             door.exchange_over(self._request_complete)
 
     def flush_response(self) -> None:
@@ -283,8 +305,10 @@ class Exchange(ExchangeState):
         self.response_bytes = len(body)
         if self.plan is not None and reason is self.plan.answer:
             block += self.plan.location
+        if not self.finish(door):
+            self._unrecorded(door)
+            return
         door.send_refusal(reason, block + self.peer.answer_lines, body)
-        self.finish()
         door.exchange_over(self._request_complete)
 
     def _retry_after_s(self, reason: Reason) -> int:
@@ -395,12 +419,19 @@ class Exchange(ExchangeState):
         self.aborted = "deadline"
         self.refuse(reason, detail)
 
-    def finish(self) -> None:
-        """Records the exchange, once. INVARIANT: every request that was parsed, refused or cut comes through here."""
+    def finish(self, door: Downstream | None = None) -> bool:
+        """Records the exchange, once, before the (rest of the) answer goes to `door`. False: it is not on record, so no answer may go.
+        INVARIANT: every request that was parsed, refused or cut comes through here."""
         if not self.ended:
             self.ended = monotonic()
             self._head_out = b""
             inspection, self._inspection = self._inspection, None
             if inspection is not None:
                 inspection.close()
+            ledger = self._journey.ledger
+            kept = ledger is None or ledger.append(self, None if door is None else door.channel)
+            if not kept and door is not None:
+                self.refusal, self.status = LEDGER_UNAVAILABLE, LEDGER_UNAVAILABLE.status
             self._journey.finished(self)
+            return kept
+        return True
