@@ -61,7 +61,7 @@ def _post(url: str, text: str, witnesses: list[str]) -> str:
         only = Note(note.text, tuple(kept))
         for witness in known:
             witness.accepts(only)
-        return (note + kept).render()
+        return note.joined(kept).render()
     except (OSError, NoteError, ValueError) as exc:
         _quiet_until[url] = time.monotonic() + RETRY_S
         log.warning("a checkpoint could not be posted", extra={"data": {"url": url, "error": str(exc)}})

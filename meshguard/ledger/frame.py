@@ -49,21 +49,21 @@ def records(data: Any, offset: int) -> Iterator[tuple[int, int, bytes]]:
     unpack = _LENGTH.unpack_from
     digest = sha256
     size = len(data)
-    view = memoryview(data)
-    while offset < size:
-        if offset + HEADER > size:
-            raise Damage(offset, "the record's head is cut off", short=True)
-        length = unpack(data, offset)[0]
-        if not 2 <= length <= MAX_ENTRY or data[offset + LEAF_AT]:
-            raise Damage(offset, "no record begins here")
-        end = offset + HEADER + length
-        if end > size:
-            raise Damage(offset, "the record is cut off", short=True)
-        leaf = digest(view[offset + LEAF_AT : end]).digest()
-        if leaf[:8] != data[offset + 4 : offset + LEAF_AT]:
-            raise Damage(offset, "the checksum does not fit the entry")
-        yield offset, end, leaf
-        offset = end
+    with memoryview(data) as view:  # released at the end: a map with views on it cannot be closed
+        while offset < size:
+            if offset + HEADER > size:
+                raise Damage(offset, "the record's head is cut off", short=True)
+            length = unpack(data, offset)[0]
+            if not 2 <= length <= MAX_ENTRY or data[offset + LEAF_AT]:
+                raise Damage(offset, "no record begins here")
+            end = offset + HEADER + length
+            if end > size:
+                raise Damage(offset, "the record is cut off", short=True)
+            leaf = digest(view[offset + LEAF_AT : end]).digest()
+            if leaf[:8] != data[offset + 4 : offset + LEAF_AT]:
+                raise Damage(offset, "the checksum does not fit the entry")
+            yield offset, end, leaf
+            offset = end
 
 
 def resumes_at(data: Any, offset: int, *, look: int = 4 * MAX_ENTRY) -> int | None:

@@ -54,7 +54,7 @@ class Note:
         lines = (f"— {name} {b64encode(key_id + value).decode('ascii')}\n" for name, key_id, value in self.signatures)
         return self.text + "\n" + "".join(lines)
 
-    def __add__(self, others: Iterable[tuple[str, bytes, bytes]]) -> Note:
+    def joined(self, others: Iterable[tuple[str, bytes, bytes]]) -> Note:
         """The note with further signatures; those that it has already are left out."""
         return Note(self.text, (*self.signatures, *(entry for entry in others if entry not in self.signatures)))
 

@@ -69,10 +69,10 @@ def recover(directory: Path, origin: str, verifiers: Sequence[NoteVerifier]) -> 
     note, checkpoint = last_checkpoint(directory, origin, verifiers)
     signed = checkpoint.size if checkpoint is not None else 0
     segments = listed(directory)
-    while segments and segments[-1].path.stat().st_size == 0 and segments[-1].first >= signed:
-        empty = segments.pop()  # made, and lost its content with the power: nothing in it was promised
-        empty.path.unlink()
-        repaired.append({"what": "an empty segment was removed", "segment": empty.path.name})
+    while segments and segments[-1].first >= signed and _is_void(segments[-1]):
+        void = segments.pop()  # made, and lost its content with the power: nothing in it was promised
+        void.path.unlink()
+        repaired.append({"what": "a segment without header and entries was removed", "segment": void.path.name})
     if not segments:
         if signed:
             raise LedgerDamaged(f"{directory}: no segment is left, but {signed} entries are signed")
@@ -93,6 +93,16 @@ def recover(directory: Path, origin: str, verifiers: Sequence[NoteVerifier]) -> 
     if checkpoint is None and segments[-1].first:
         raise LedgerDamaged(f"{directory / CHECKPOINTS}: missing, and there is more than one segment")
     return Recovered(segments[-1], end, tree, note, checkpoint, _created(segments[-1]), repaired)
+
+
+def _is_void(segment: Segment) -> bool:
+    """Neither a header nor a whole record is in it."""
+    with mapped(segment.path) as data:
+        try:
+            Header.parse(data[: 1 << 17])
+        except ValueError:
+            return resumes_at(data, 0) is None
+    return False
 
 
 def _read(

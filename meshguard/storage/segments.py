@@ -5,8 +5,8 @@
                         checkpoints                    signed notes, one behind the other
                         lock
 
-The header's second line is JSON: origin, first index, the tree's frontier at that index, the checkpoint before it and the time. With the
-frontier no start has to read more than what follows the last checkpoint.
+The header's second line is JSON: origin, first index, the tree's frontier at that index, the checkpoint before it, the time and a
+checksum. With the frontier no start has to read more than what follows the last checkpoint.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import mmap
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -54,7 +56,7 @@ class Header:
             "note": self.note,
             "origin": self.origin,
         }
-        return MAGIC + canonical(told) + b"\n"
+        return MAGIC + canonical({**told, "check": _check(told)}) + b"\n"
 
     @classmethod
     def parse(cls, data: bytes) -> tuple[Header, int]:
@@ -66,9 +68,12 @@ class Header:
             raise ValueError("the header is cut off")
         told = orjson.loads(data[len(MAGIC) : end])
         try:
+            check = told.pop("check")
+            if check != _check(told):
+                raise ValueError("the header's checksum does not fit")
             frontier = tuple(bytes.fromhex(node) for node in told["frontier"])
             made = cls(str(told["origin"]), int(told["first"]), frontier, str(told["note"]), int(told["created"]))
-        except (KeyError, TypeError) as exc:
+        except (KeyError, TypeError, AttributeError) as exc:
             raise ValueError("the header lacks a part") from exc
         Tree(made.first, made.frontier)
         return made, end + 1
@@ -87,6 +92,10 @@ class Segment:
     @property
     def hashes(self) -> Path:
         return self.path.with_suffix(".hashes")
+
+
+def _check(told: dict[str, Any]) -> str:
+    return sha256(canonical(told)).hexdigest()[:16]
 
 
 def segment_name(first: int) -> str:
