@@ -126,6 +126,7 @@ class Gate:
         offset = self._wall() - monotonic
         if not -CLOCK_STEP_S < offset - self._offset < CLOCK_STEP_S:
             self._clock_stepped(offset)
+            monotonic = self._monotonic()
         line = self._encode(record, offset)
         if not begun and self._feed is not None:
             self._feed(line)
