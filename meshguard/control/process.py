@@ -11,7 +11,7 @@ from contextlib import aclosing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from meshguard.control.admin import AdminServer, EndpointStatus, ListenerStatus, Providers, Status
 from meshguard.control.bundles import end_break_glass
@@ -36,11 +36,15 @@ from meshguard.telemetry.logs import LineHandler
 from meshguard.telemetry.metrics import Family, Registry
 from meshguard.telemetry.write_lock import new_lock_file
 
+if TYPE_CHECKING:
+    from meshguard.control.ledger import LedgerService
+
 __all__ = ["Process", "run"]
 
 log = logging.getLogger(__name__)
 
 _IDENTITY_S = 30.0
+_MOST_WORKERS = 1024
 _IDENTITY_RETRY_S = 5.0
 
 
@@ -91,6 +95,7 @@ class Process:
         configuration = inputs.configuration
         self._telemetry = telemetry = Telemetry(configuration, self._registry)
         self._share_logs()
+        ledger = self._open_ledger(configuration, telemetry)
         runtime = self._runtime
         runtime.given = self._inheritance.sockets
         if "limits" in self._inheritance.shared:
@@ -140,7 +145,21 @@ class Process:
                 await runtime.keyring.close()
         finally:
             await self._close()
+            if ledger is not None:
+                ledger.close()
             telemetry.close()
+
+    def _open_ledger(self, configuration: Configuration, telemetry: Telemetry) -> LedgerService | None:
+        if configuration.ledger is None:
+            return None
+        from meshguard.control.ledger import LedgerService
+
+        number = int(os.environ.get("MESHGUARD_WORKER", "0"))
+        # while one process takes over from another both have this number: the second shard is for the newer one
+        shards = (number, number + _MOST_WORKERS) if self._inheritance.sockets else (number,)
+        service = LedgerService(configuration, self._registry, telemetry.decisions, shards)
+        telemetry.gate = service.gate
+        return service
 
     # -- alone, or one of many --------------------------------------------------------------------------------------------
 
