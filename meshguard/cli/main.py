@@ -23,6 +23,7 @@ COMMANDS: tuple[tuple[str, str], ...] = (
     ("serve", "run the proxy"),
     ("check", "check configurations and policies, and show what is in effect"),
     ("test", "run the tests that stand in policies"),
+    ("explain", "why a request was allowed or denied, from the ledger"),
     ("audit", "query, verify and prove the ledger"),
     ("schema", "print the JSON Schema of a document, for editors"),
     ("identity", "make a development CA and identities, inspect certificates"),

@@ -82,6 +82,9 @@ class _Process:
         quarantine = QuarantineRegister(configuration.quarantine.path, runtime.contain)
         runtime.on_look = quarantine.expire
         admin.extend("/quarantine", quarantine.operation())
+        if ledger is not None:
+            for path, operation in ledger.operations().items():
+                admin.extend(path, operation)
         self._signals()
         try:
             async with asyncio.TaskGroup() as background:
