@@ -13,6 +13,7 @@ _EXAMPLES = """examples:
   meshguard audit query --path '/orders/**' --where 'outcome.status >= 500' --format csv
   meshguard audit tail -f --verdict deny
   meshguard audit stats --since 1d
+  meshguard audit export --as ocsf --since 1d --output events.jsonl
   meshguard audit replay --policy new/ --since 7d                      what would change under another policy
   meshguard audit verify --ledger /var/lib/meshguard/ledger            derive everything anew, name what was changed
   meshguard audit verify --checkpoint kept.txt --key node.pub          against a checkpoint that was kept elsewhere

@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,14 @@ def add(subparsers: Any) -> None:
     parser.add_argument("-f", action="store_true", dest="follow", help="go on until interrupted")
     parser.add_argument("--format", choices=("table", "json"), default="table")
     parser.set_defaults(run=tail)
+    parser = subparsers.add_parser("export", help="decisions as OCSF events (JSON lines) or as an OPA decision log (a gzip JSON array)")
+    add_place(parser)
+    add_filter(parser)
+    parser.add_argument("--where", metavar="EXPR")
+    parser.add_argument("--as", choices=("ocsf", "ocsf-http", "opa"), required=True, dest="kind", help="ocsf: class 6003; ocsf-http: 4002")
+    parser.add_argument("--limit", type=int, default=1_000_000, metavar="N", help="at most N entries, the oldest first")
+    parser.add_argument("--output", metavar="FILE", help="needed for opa")
+    parser.set_defaults(run=export)
     parser = subparsers.add_parser("stats", help="counts with small charts: over time, top denied, per rule, per edge")
     add_place(parser)
     add_filter(parser)
@@ -141,6 +150,35 @@ def tail(options: argparse.Namespace) -> int:
                     show(entry)
                 sys.stdout.flush()
             time.sleep(_FOLLOW_S)
+    return 0
+
+
+def export(options: argparse.Namespace) -> int:
+    """Oldest first."""
+    import orjson
+
+    from meshguard.ledger.exports import ocsf, opa
+    from meshguard.storage.query import entries
+
+    if options.kind == "opa" and not options.output:
+        raise MeshguardError("--as opa needs --output FILE")
+    with _opened(options) as index:
+        found = (entry for _, entry in entries(index, filter_of(options), limit=options.limit, test=_test(options.where), oldest=True))
+        if options.kind == "opa":
+            import gzip
+
+            labels = {"app": "meshguard", "ledger": str(index.directory.name)}
+            with gzip.open(options.output, "wb") as packed:
+                separator = b"["
+                for entry in found:
+                    packed.write(separator + orjson.dumps(opa(entry, labels)))
+                    separator = b","
+                packed.write(b"[]" if separator == b"[" else b"]")
+            return 0
+        class_uid = 6003 if options.kind == "ocsf" else 4002
+        with open(options.output, "w", encoding="utf-8") if options.output else nullcontext(sys.stdout) as out:
+            for entry in found:
+                out.write(orjson.dumps(ocsf(entry, class_uid)).decode() + "\n")
     return 0
 
 

@@ -89,6 +89,12 @@ class LedgerService:
 
         publish(self._config.checkpoints, self.opened, commit)
 
+    async def keep(self) -> None:
+        """Keeps its segments in order until it is cancelled."""
+        from meshguard.control.ledger_keeping import keep_ledger
+
+        await keep_ledger(self._config, self.gate, self.signer.verifier.name, self.opened.number)
+
     def operations(self) -> dict[str, Operation]:
         """What the admin API serves of it."""
         from meshguard.control.ledger_query import ledger_operations

@@ -105,6 +105,8 @@ class _Process:
                     work.append(background.create_task(_follow(configuration.quarantine.path, quarantine.reload)))
                 if source is not None and updates is not None:
                     work.append(background.create_task(self._follow_identity(source, updates)))
+                if ledger is not None:
+                    work.append(background.create_task(ledger.keep()))
                 if tokens.verifier is not None:
                     work.append(background.create_task(tokens.refresh()))
                 release_start_pages()
