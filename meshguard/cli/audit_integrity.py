@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from meshguard.cli.ledger_options import add_place, place_of
 from meshguard.model.errors import MeshguardError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ Subparsers = Any
 def add(subparsers: Subparsers) -> None:
     """Adds the commands of this module."""
     parser = subparsers.add_parser("verify", help="derive every entry and root anew; exit 1 when something was changed")
-    _directory(parser)
+    add_place(parser)
     _keys(parser)
     parser.add_argument(
         "--checkpoint", metavar="FILE", action="append", default=[], help="a checkpoint that was kept elsewhere; repeatable"
@@ -32,7 +33,7 @@ def add(subparsers: Subparsers) -> None:
     parser.add_argument("--json", action="store_true", help="a JSON document instead of text")
     parser.set_defaults(run=verify)
     parser = subparsers.add_parser("prove", help="an inclusion proof of one entry, as JSON")
-    _directory(parser)
+    add_place(parser)
     parser.add_argument("entry", metavar="ID", help="decision id, or SHARD:INDEX")
     parser.add_argument("--older", metavar="FILE", help="also prove that the ledger continues this checkpoint")
     _keys(parser)
@@ -47,10 +48,6 @@ def add(subparsers: Subparsers) -> None:
     parser.add_argument("--trust-domain", default="localhost", help="for the default name")
     parser.add_argument("--show", action="store_true", help="only print the public part of an existing key")
     parser.set_defaults(run=key)
-
-
-def _directory(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("directory", metavar="DIR", type=Path, help="the ledger's directory")
 
 
 def _keys(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +76,7 @@ def verify(options: argparse.Namespace) -> int:
     """Exit code 1 when anything is wrong."""
     from meshguard.storage.audit import verify_ledger
 
-    directory: Path = options.directory
+    directory = place_of(options)
     known = verifiers(options.key, directory)
     held = [(name, Path(name).read_text("utf-8")) for name in options.checkpoint]
     started = time.perf_counter()
@@ -146,10 +143,11 @@ def prove(options: argparse.Namespace) -> int:
     from meshguard.storage.segments import shard_directories
     from meshguard.storage.shard_reader import ShardReader
 
-    readers = {number: ShardReader(number, place) for number, place in shard_directories(options.directory)}
+    directory = place_of(options)
+    readers = {number: ShardReader(number, place) for number, place in shard_directories(directory)}
     number, index, entry = _find(readers, options.entry)
     reader = readers[number]
-    known = verifiers(options.key, options.directory)
+    known = verifiers(options.key, directory)
     notes = [note for note in reader.notes() if Checkpoint.parse(open_note(note, known).text).size > index]
     if not notes:
         raise MeshguardError(f"entry {index} of shard {number} is not under a checkpoint yet; the next one comes within its interval")

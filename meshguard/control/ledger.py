@@ -10,6 +10,7 @@ from pathlib import Path
 
 from meshguard import __version__
 from meshguard.control.ledger_key import load_signer
+from meshguard.control.operations import Operation
 from meshguard.control.settings.configuration import Configuration
 from meshguard.ledger.notes import NoteVerifier
 from meshguard.model.errors import MeshguardError
@@ -87,6 +88,18 @@ class LedgerService:
         from meshguard.control.ledger_publish import publish
 
         publish(self._config.checkpoints, self.opened, commit)
+
+    async def keep(self) -> None:
+        """Keeps its segments in order until it is cancelled."""
+        from meshguard.control.ledger_keeping import keep_ledger
+
+        await keep_ledger(self._config, self.gate, self.signer.verifier.name, self.opened.number)
+
+    def operations(self) -> dict[str, Operation]:
+        """What the admin API serves of it."""
+        from meshguard.control.ledger_query import ledger_operations
+
+        return ledger_operations(self.opened.directory)
 
     def close(self) -> None:
         self.gate.close()

@@ -85,6 +85,7 @@ class Process:
         self._gentle_s = 0.0
         self._telemetry: Telemetry | None = None
         self._admin: AdminServer | None = None
+        self._ledger: LedgerService | None = None
         self._restart_failures = registry.counter(
             "meshguard.restart.failures", "Rolling restarts whose new process did not become ready", "{restart}"
         ).labels()
@@ -95,7 +96,7 @@ class Process:
         configuration = inputs.configuration
         self._telemetry = telemetry = Telemetry(configuration, self._registry)
         self._share_logs()
-        ledger = self._open_ledger(configuration, telemetry)
+        self._ledger = ledger = self._open_ledger(configuration, telemetry)
         runtime = self._runtime
         runtime.given = self._inheritance.sockets
         if "limits" in self._inheritance.shared:
@@ -127,6 +128,8 @@ class Process:
                     work.append(background.create_task(_follow(configuration.quarantine.path, quarantine.reload)))
                 if source is not None and updates is not None:
                     work.append(background.create_task(self._follow_identity(source, updates)))
+                if ledger is not None:
+                    work.append(background.create_task(ledger.keep()))
                 if tokens.verifier is not None:
                     work.append(background.create_task(tokens.refresh()))
                 release_start_pages()
@@ -187,6 +190,9 @@ class Process:
         providers = Providers(self._status, self._registry.families, self._stop_accepting, self._wait_drained)
         self._admin = admin = AdminServer(providers, token=lambda: token)
         admin.extend("/quarantine", self._quarantine.operation())
+        if self._ledger is not None:
+            for path, operation in self._ledger.operations().items():
+                admin.extend(path, operation)
         for path, operation in observing(self._status, self._live_stats, self._live_requests, self._restart.set).items():
             admin.extend(path, operation)
         address = configuration.admin.address

@@ -15,7 +15,7 @@ from hashlib import sha256
 from struct import Struct
 from typing import Any
 
-__all__ = ["HEADER", "LEAF_AT", "MAX_ENTRY", "Damage", "frame", "records", "resumes_at"]
+__all__ = ["HEADER", "LEAF_AT", "MAX_ENTRY", "Damage", "frame", "leaf_of", "records", "resumes_at"]
 
 _LENGTH = Struct(">I")
 HEADER = 13
@@ -41,6 +41,11 @@ def frame(entry: bytes) -> tuple[bytes, bytes]:
     leaf_input = b"\0" + entry
     leaf = sha256(leaf_input).digest()
     return b"%b%b%b" % (_LENGTH.pack(len(entry)), leaf[:8], leaf_input), leaf
+
+
+def leaf_of(record: bytes) -> bytes:
+    """The leaf hash of a record."""
+    return sha256(record[LEAF_AT:]).digest()
 
 
 def records(data: Any, offset: int) -> Iterator[tuple[int, int, bytes]]:

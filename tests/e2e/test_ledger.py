@@ -153,13 +153,13 @@ def test_the_running_ledger_verifies_and_proves(town: Town, tmp_path: Path) -> N
     town.ask("/open/proved")
     (entry,) = town.decisions("/open/proved")
     directory = str(town.directory)
-    checked = town.audit("verify", directory, "--json")
+    checked = town.audit("verify", "--ledger", directory, "--json")
     assert checked.returncode == 0, checked.stdout
     assert json.loads(checked.stdout)["good"] is True
     proof = tmp_path / "proof.json"
 
     def proved() -> bool:
-        made = town.audit("prove", directory, entry["id"])
+        made = town.audit("prove", entry["id"], "--ledger", directory)
         proof.write_text(made.stdout)
         return made.returncode == 0
 
@@ -186,12 +186,12 @@ def test_request_durability_through_a_restart(tmp_path: Path) -> None:
             assert answer.status == 200
             client.assert_closed()
         held = tmp_path / "published.shard-0"
-        assert town.audit("verify", str(town.directory), "--checkpoint", str(held)).returncode == 0
+        assert town.audit("verify", "--ledger", str(town.directory), "--checkpoint", str(held)).returncode == 0
         with town.proxy:
             assert town.ask("/open/again").status == 200
     assert [data["size"] > 20 for data in town.events("start")] == [False, True]
     assert town.entries()[-1]["event"] == "stop"
-    assert town.audit("verify", str(town.directory), "--checkpoint", str(held)).returncode == 0
+    assert town.audit("verify", "--ledger", str(town.directory), "--checkpoint", str(held)).returncode == 0
     town.mesh.close()
 
 
@@ -217,7 +217,7 @@ def test_a_full_disk_lets_no_unlogged_answer_out(tmp_path: Path) -> None:
     decisions = [entry for entry in town.entries() if entry.get("what", {}).get("path", "").startswith("/open/f")]
     assert len(decisions) == answered
     assert town.events("recovered")[0]["refused"] >= 1
-    assert town.audit("verify", str(town.directory)).returncode == 0
+    assert town.audit("verify", "--ledger", str(town.directory)).returncode == 0
     town.mesh.close()
 
 
@@ -233,7 +233,7 @@ def test_it_starts_on_no_damaged_ledger(tmp_path: Path) -> None:
     refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
     assert refused.returncode == 1
     assert "is damaged" in refused.stderr
-    found = town.audit("verify", str(town.directory))
+    found = town.audit("verify", "--ledger", str(town.directory))
     assert found.returncode == 1
     assert "edited: entry 8" in found.stdout
     town.mesh.close()

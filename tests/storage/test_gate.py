@@ -95,8 +95,8 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def until(predicate: Callable[[], Any]) -> None:
     async with asyncio.timeout(5):
-        while not predicate():
-            await asyncio.sleep(0.005)
+        while not predicate():  # noqa: ASYNC110  # states of a thread, announced by no event
+            await asyncio.sleep(0.005)  # states of a thread that announce themselves by no event
 
 
 def run(place: Place, story: Callable[[Place], Any]) -> Place:
