@@ -320,6 +320,8 @@ def decide(journey: Journey, exchange: Exchange) -> object:
     plan = exchange.plan
     if plan is None:
         raise RequestError(INTERNAL_ERROR, "no plan")
+    if plan.token_reader is not None:
+        exchange.delegation = plan.token_reader.read(exchange, journey.quarantine)
     outlook = plan.outlook
     if isinstance(outlook, Conditional):
         facts = RequestFacts(exchange, time())
@@ -364,6 +366,8 @@ def forward(journey: Journey, exchange: Exchange) -> object:
     framing = b""
     if plan.request_operations is not None:
         block = plan.request_operations.apply(block)
+    if plan.token_writer is not None:
+        lines += plan.token_writer.line(exchange, verdict)
     if head.specials:
         for name, value in head.specials:
             if (name == b"upgrade" and b"websocket" in value.lower()) or name == b":protocol":

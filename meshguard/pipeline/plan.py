@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from meshguard.net.cluster.cluster import Cluster
     from meshguard.net.cluster.settings import ClusterSettings
     from meshguard.net.destinations import Destination
+    from meshguard.pipeline.delegation import TokenReader, TokenWriter
     from meshguard.pipeline.snapshot import ListenerView, Snapshot
     from meshguard.policy.decision import Binding, Conditional
     from meshguard.validation.contract import Check
@@ -70,6 +71,8 @@ class Plan:
         "response_s",
         "route",
         "template",
+        "token_reader",
+        "token_writer",
         "total_s",
         "variants",
         "websocket",
@@ -99,6 +102,8 @@ class Plan:
         self.conditions: Route | None = None
         self.contract: Check | None = None  # what the request is validated by
         self.reports_place = False
+        self.token_reader: TokenReader | None = None
+        self.token_writer: TokenWriter | None = None
         self.fields = None
         self.inspects_request = False
         self.inspects_response = False
@@ -146,6 +151,7 @@ class Table:
         plan.port = int(sent_authority[len(host) + 1 :] or 0)
         plan.outlook = self.binding.outlook(method, target.path, target.readings, host, local_port)
         plan.body_bytes = self.view.limits.body_bytes
+        plan.token_reader = self.view.token_reader
         if routes.serves is not None and not routes.serves(host):
             plan.refusal = MISDIRECTED
         if self.view.redirect is not None:
@@ -173,6 +179,7 @@ class Table:
     def _variant(self, base: Plan, route: Route, template: str) -> Plan:
         plan = Plan(base.method, base.host, Target(base.path, base.query, base.readings), base.policy_revision)
         plan.outlook, plan.fields, plan.line = base.outlook, base.fields, base.line
+        plan.token_reader = base.token_reader
         plan.conditions, plan.port, plan.body_bytes = route, base.port, self.view.limits.body_bytes
         self._follow(plan, route, template)
         return plan
@@ -192,6 +199,7 @@ class Table:
         plan.attempts = route.attempts
         if route.body_bytes is not None:
             plan.body_bytes = route.body_bytes
+        plan.token_writer = route.token_writer
         if route.contract is not None:
             plan.contract = route.contract.check(plan.method, plan.path, plan.query)
             plan.reports_place = route.contract.reports
