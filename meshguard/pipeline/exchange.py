@@ -298,11 +298,11 @@ class Exchange(ExchangeState):
             if self.grpc_end is not None and trailers:
                 self.grpc_end = trailers
             self._door = None
-            if not self.finish(door):
+            if self.finish(door):
+                door.send_end(trailers if keep else b"")
+                door.exchange_over(self._request_complete)
+            else:
                 door.reset()
-                return
-            door.send_end(trailers if keep else b"")
-            door.exchange_over(self._request_complete)
 
     def flush_response(self) -> None:
         if self._door is not None:
@@ -314,8 +314,7 @@ class Exchange(ExchangeState):
         """meshguard answers itself. After the response has begun there is only the abort."""
         if self.ended:
             return
-        self.refusal = reason
-        self.detail = detail
+        self.refusal, self.detail = reason, detail
         self._let_go()
         door, self._door = self._door, None
         if door is None:

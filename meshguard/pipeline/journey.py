@@ -335,6 +335,8 @@ def decide(journey: Journey, exchange: Exchange) -> object:
     outlook, limits, facts = plan.outlook, plan.rate_limits, None
     if limits is not None and limits.early:
         limits.before_decision(exchange)
+    if plan.token_reader is not None:
+        exchange.delegation = plan.token_reader.read(exchange, journey.quarantine)
     if isinstance(outlook, Conditional):
         facts = RequestFacts(exchange, time())
         verdict = outlook.decide(facts)
@@ -380,6 +382,8 @@ def forward(journey: Journey, exchange: Exchange) -> object:
     framing = b""
     if plan.request_operations is not None:
         block = plan.request_operations.apply(block)
+    if plan.token_writer is not None:
+        lines += plan.token_writer.line(exchange, verdict)
     if head.specials:
         for name, value in head.specials:
             if (name == b"upgrade" and b"websocket" in value.lower()) or name == b":protocol":

@@ -149,6 +149,8 @@ class DecisionLog:
         if principal is not None:
             who["principal"] = principal.spiffe_id
             who["svid"] = self._svids.get(principal.thumbprint) or self._svid(principal)
+        if record.chain:
+            who["chain"] = list(record.chain)
         if record.subject:
             who["subject"] = _capped(record.subject, MAX_SUBJECT)
             if record.issuer:

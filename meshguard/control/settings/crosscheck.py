@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from meshguard.control.settings.delegation import delegation_complaints
 from meshguard.control.settings.edge_checks import edge_complaints
 from meshguard.control.settings.outbound_checks import outbound_complaints
 from meshguard.control.settings.profiles import DEVELOPMENT_CA, PERMISSIVE, PLAIN_LISTENER, PLAIN_UPSTREAM, PROFILES, permits
@@ -33,6 +34,7 @@ def crosscheck(values: Mapping[str, Any], base: Path, now: float, *, files: bool
     out = [*check.identity(), *check.listeners(), *check.clusters(), *check.ports(), *check.policy()]
     out += edge_complaints(values)
     out += validation_complaints(values)
+    out += delegation_complaints(values)
     out += outbound_complaints(values, profile if profile in PROFILES else "strict")
     out += _ledger(values, profile)
     if files:
