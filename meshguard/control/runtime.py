@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from meshguard.control.bundles import keep
 from meshguard.control.change import Change, State
+from meshguard.control.delegation import token_writers
 from meshguard.control.destinations import DynamicClusters
 from meshguard.control.doors import door_maker
 from meshguard.control.inputs import Inputs, load_inputs
@@ -200,7 +201,8 @@ class Runtime:
             trust = await asyncio.to_thread(identity.trust_store, next(self._generation))
         material = identity.material if identity is not None else None
         own_id = material.spiffe_id if material is not None else ""
-        views = {name: listener_view(name, config, inputs.contracts) for name, config in configuration.listeners.items()}
+        writers = token_writers(configuration, material)
+        views = {name: listener_view(name, config, inputs.contracts, writers) for name, config in configuration.listeners.items()}
         for name, config in configuration.listeners.items():
             views[name].limiter = self.rate_limits.limiter(config, self.telemetry.registry)
         contexts = {name: server_context(config, identity, trust) for name, config in configuration.listeners.items()}
@@ -243,6 +245,7 @@ class Runtime:
         state.warnings = [str(problem) for problem in inputs.warnings]
         if material is not None:
             state.identity, state.identity_not_after = material.spiffe_id, material.not_after
+        self.telemetry.changed(state.revision, state.policy_digest, state.identity, state.identity_not_after)
         for cluster in retired:
             task = self._background.create_task(self._retire(cluster))
             self._retiring.add(task)
@@ -336,6 +339,7 @@ class Runtime:
             self._numbers.__next__,
             InspectionBudget(within=self.budget),
             telemetry.handshake_failed,
+            telemetry.gate,
         )
 
     def _new_listener(self, name: str, config: ListenerConfig, journey: Journey, gate: TlsGate) -> Listener[ServerDoor]:

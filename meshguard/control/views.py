@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from meshguard.control.delegation import token_reader
 from meshguard.control.protocols import http2_view, protocols
 from meshguard.control.settings.edge import HstsConfig
 from meshguard.control.settings.listeners import HeaderChanges, ListenerConfig, RouteConfig
@@ -21,6 +22,8 @@ from meshguard.wire.target import STRICT, PathOptions
 
 if TYPE_CHECKING:
     from meshguard.control.contracts import Contracts
+    from meshguard.control.delegation import TokenWriters
+    from meshguard.pipeline.delegation import TokenWriter
     from meshguard.pipeline.forwarding import Forwarding
 
 __all__ = ["ENGINES", "listener_view", "path_matcher", "principal_matcher", "wire_limits"]
@@ -36,7 +39,7 @@ def wire_limits(config: ListenerConfig) -> WireLimits:
     return WireLimits(limits.head_bytes, limits.fields, limits.request_line_bytes, limits.chunk_line_bytes, limits.chunk_extension_bytes)
 
 
-def listener_view(name: str, config: ListenerConfig, contracts: Contracts) -> ListenerView:
+def listener_view(name: str, config: ListenerConfig, contracts: Contracts, writers: TokenWriters) -> ListenerView:
     """What the listener `name` does with its requests."""
     limits = config.limits
     hsts = config.hsts
@@ -44,7 +47,7 @@ def listener_view(name: str, config: ListenerConfig, contracts: Contracts) -> Li
     return ListenerView(
         name=name,
         routes=RouteTable(
-            [_route(route, strict, config, contracts) for route in config.routes]
+            [_route(route, strict, config, contracts, writers(route)) for route in config.routes]
             if config.routes
             else [_only_route(name, config, strict, contracts)],
             authority_matcher(config.authorities) if config.authorities else None,
@@ -81,6 +84,7 @@ def listener_view(name: str, config: ListenerConfig, contracts: Contracts) -> Li
         redirect=None if config.redirect is None else Redirect(config.redirect.port, config.redirect.status),
         answer_lines=b"".join(f"{key}: {value}\r\n".encode("ascii") for key, value in strict.items()),
         trusts=principal_matcher(config.trusted_proxies) if config.trusted_proxies else None,
+        token_reader=token_reader(config),
         http2=http2_view(config) if "h2" in protocols(config) else None,
     )
 
@@ -110,7 +114,9 @@ def _only_route(name: str, config: ListenerConfig, fields: Mapping[str, str], co
     )
 
 
-def _route(config: RouteConfig, fields: Mapping[str, str], listener: ListenerConfig, contracts: Contracts) -> Route:
+def _route(
+    config: RouteConfig, fields: Mapping[str, str], listener: ListenerConfig, contracts: Contracts, writer: TokenWriter | None
+) -> Route:
     """`fields` are set on every response, where the route itself does not set them."""
     principals = principal_matcher(config.principals) if config.principals else None
     validation = config.validation or listener.validation
@@ -134,6 +140,7 @@ def _route(config: RouteConfig, fields: Mapping[str, str], listener: ListenerCon
         body_bytes=config.limits.body_bytes,
         attempts=config.retries.attempts,
         contract=contracts[validation] if validation is not None else None,
+        token_writer=writer,
     )
 
 

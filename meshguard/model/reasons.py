@@ -70,6 +70,9 @@ IDENTITY_REVOKED = Reason("identity_revoked", 403, 16, "The caller's certificate
 QUARANTINED = Reason("quarantined", 403, 7, "The caller is quarantined", closes=True)
 TOKEN_REQUIRED = Reason("token_required", 401, 16, "A bearer token is required")
 TOKEN_INVALID = Reason("token_invalid", 401, 16, "The bearer token is not valid")
+DECISION_TOKEN_REQUIRED = Reason("decision_token_required", 403, 16, "A decision token of the calling proxy is required")
+DECISION_TOKEN_INVALID = Reason("decision_token_invalid", 403, 16, "The decision token is not valid here")
+DECISION_TOKEN_TOO_LONG = Reason("decision_token_too_long", 403, 7, "The request has come through too many services")
 POLICY_DENIED = Reason("policy_denied", 403, 7, "The policy denies this request")
 NO_RULE = Reason("no_rule", 403, 7, "No rule allows this request")
 NO_POLICY = Reason("no_policy", 503, 14, "No policy is loaded", _I)
@@ -79,6 +82,7 @@ REDIRECTED = Reason("redirected", 308, 9, "This is served over https")
 MOVED = Reason("moved", 301, 9, "This is served over https")
 RATE_LIMITED = Reason("rate_limited", 429, 8, "Too many requests")
 OVERLOADED = Reason("overloaded", 503, 8, "The proxy is overloaded", _I)
+LEDGER_UNAVAILABLE = Reason("ledger_unavailable", 503, 14, "The decision could not be put on record", _I)
 DRAINING = Reason("draining", 503, 14, "The proxy is shutting down", _I, closes=True)
 
 # fields: bodies that a rule has to read

@@ -147,4 +147,6 @@ class RequestRecord(Protocol):
     @property
     def subject(self) -> str: ...  # `sub` of the verified JWT, ""
     @property
+    def chain(self) -> Sequence[str]: ...  # the callers on the way here as a decision token proves them, the direct one last; or empty
+    @property
     def issuer(self) -> str: ...  # `iss` of the verified JWT, ""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from meshguard.net.cluster.cluster import Cluster
     from meshguard.net.cluster.settings import ClusterSettings
     from meshguard.net.destinations import Destination
+    from meshguard.pipeline.delegation import TokenReader, TokenWriter
     from meshguard.pipeline.rate_limits import Limits
     from meshguard.pipeline.snapshot import ListenerView, Snapshot
     from meshguard.policy.decision import Binding, Conditional
@@ -72,6 +73,8 @@ class Plan:
         "response_s",
         "route",
         "template",
+        "token_reader",
+        "token_writer",
         "total_s",
         "variants",
         "websocket",
@@ -101,6 +104,8 @@ class Plan:
         self.conditions: Route | None = None
         self.contract: Check | None = None  # what the request is validated by
         self.reports_place = False
+        self.token_reader: TokenReader | None = None
+        self.token_writer: TokenWriter | None = None
         self.fields = None
         self.inspects_request = False
         self.inspects_response = False
@@ -150,6 +155,7 @@ class Table:
         plan.outlook = self.binding.outlook(method, target.path, target.readings, host, local_port)
         plan.rate_limits = self.view.limiter.of("") if self.view.limiter is not None else None
         plan.body_bytes = self.view.limits.body_bytes
+        plan.token_reader = self.view.token_reader
         if routes.serves is not None and not routes.serves(host):
             plan.refusal = MISDIRECTED
         if self.view.redirect is not None:
@@ -177,6 +183,7 @@ class Table:
     def _variant(self, base: Plan, route: Route, template: str) -> Plan:
         plan = Plan(base.method, base.host, Target(base.path, base.query, base.readings), base.policy_revision)
         plan.outlook, plan.fields, plan.line = base.outlook, base.fields, base.line
+        plan.token_reader = base.token_reader
         plan.conditions, plan.port, plan.body_bytes = route, base.port, self.view.limits.body_bytes
         self._follow(plan, route, template)
         return plan
@@ -197,6 +204,7 @@ class Table:
         plan.attempts = route.attempts
         if route.body_bytes is not None:
             plan.body_bytes = route.body_bytes
+        plan.token_writer = route.token_writer
         if route.contract is not None:
             plan.contract = route.contract.check(plan.method, plan.path, plan.query)
             plan.reports_place = route.contract.reports

@@ -13,6 +13,7 @@ from meshguard.wire.fields import field_values, remove_fields
 from meshguard.wire.target import STRICT, PathOptions
 
 if TYPE_CHECKING:
+    from meshguard.pipeline.delegation import TokenWriter
     from meshguard.validation.contract import Contract
 
 __all__ = ["HeaderOperations", "Redirect", "Route", "RouteTable", "authority_matcher"]
@@ -50,6 +51,7 @@ class Route:
         "request_operations",
         "response_operations",
         "response_s",
+        "token_writer",
         "total_s",
         "websocket",
     )
@@ -74,6 +76,7 @@ class Route:
         body_bytes: int | None = None,
         attempts: int | None = None,
         contract: Contract | None = None,
+        token_writer: TokenWriter | None = None,
     ) -> None:
         self.id = id
         self.cluster = cluster
@@ -92,6 +95,7 @@ class Route:
         self.body_bytes = body_bytes
         self.attempts = attempts
         self.contract = contract
+        self.token_writer = token_writer
 
     def could_match(self, host: str, path: str, method: str, principal: str | None) -> str | None:
         """The template (possibly empty) when everything but the header conditions matches, else None."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from meshguard.net.cluster.cluster import Cluster
     from meshguard.net.destinations import Destinations
     from meshguard.net.original import CaptureMode
+    from meshguard.pipeline.delegation import TokenReader
     from meshguard.pipeline.forwarding import Forwarding
     from meshguard.pipeline.plan import Table
     from meshguard.pipeline.rate_limits import Limiter
@@ -67,6 +68,7 @@ class ListenerView:
     redirect: Redirect | None = None
     answer_lines: bytes = b""  # on our own answers too
     http2: Http2View | None = None
+    token_reader: TokenReader | None = None  # decision tokens are read here
     tables: dict[str, Table] = field(default_factory=dict)
 
 

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 from meshguard.model.messages import NO_BODY, RequestHead
 from meshguard.model.principal import Principal
-from meshguard.model.reasons import Reason
+from meshguard.model.reasons import REQUEST_INVALID, Reason
 from meshguard.model.record import FieldOperation
 from meshguard.model.verdicts import Denial, Permit
 from meshguard.net.cluster.calls import Call
 from meshguard.net.cluster.endpoint import Endpoint
 
 if TYPE_CHECKING:
+    from meshguard.identity.decision_token import Delegation
     from meshguard.net.cluster.cluster import Cluster
     from meshguard.net.stream import Downstream, Upstream
     from meshguard.pipeline.inspection import Inspection
@@ -54,6 +55,7 @@ class ExchangeState(Call):
         "client",
         "client_span_id",
         "deadline",
+        "delegation",
         "detail",
         "ended",
         "forwarded",
@@ -137,6 +139,7 @@ class ExchangeState(Call):
         self.limit_lines = b""  # what the client is told of rate limits
         self.operations: Sequence[FieldOperation] = ()
         self.subject = ""
+        self.delegation: Delegation | None = None  # who called whom on the way here, where a token says so
         self.websocket: WebSocket | None = None  # what was asked for, and what became of it
         self.issuer = ""
 
@@ -148,7 +151,12 @@ class ExchangeState(Call):
     @property
     def violation(self) -> str:
         """Where in the request its contract was broken, if this client may know."""
-        return self._inspection.place if self._inspection is not None else ""
+        return self._inspection.place if self.refusal is REQUEST_INVALID and self._inspection is not None else ""
+
+    @property
+    def chain(self) -> Sequence[str]:
+        """The proven callers, the direct one last; empty without a token."""
+        return self.delegation.chain if self.delegation is not None else ()
 
     @property
     def decision_id(self) -> str:

@@ -164,32 +164,3 @@ def test_requests_that_wait_for_their_turn_and_are_reset(engine: str, place: Pla
 
         eventually(lambda: late() == 300, "a record of each")
     place.quiet()
-
-
-@engines
-def test_streams_that_are_read_do_not_wait_for_those_that_are_not(engine: str, place: Place) -> None:
-    go = place.upstream.event()
-
-    async def two_halves(exchange: Exchange) -> None:
-        await exchange.read()
-        await exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nhalf")
-        await go.wait()
-        await exchange.send(b"half")
-
-    settings = {h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 0}
-    with (
-        place.upstream.on("/h2/slow", slow),
-        place.upstream.on("/h2/halves", two_halves),
-        place.dial(engine, settings=settings, frozen=True) as client,
-    ):
-        read = client.request("/h2/halves")
-        client.h2.increment_flow_control_window(100, read)
-        client.flush()
-        client.until(lambda: client.streams[read].body == b"half", "the first half")
-        first = pour(place, client, 60)
-        for stream in range(first, first + 80, 2):
-            client.until(lambda s=stream: client.streams[s].head, "the heads")  # type: ignore[misc]
-        go.set()
-        assert client.answer(read).body == b"halfhalf"
-        assert client.streams[read].ended
-    place.quiet()

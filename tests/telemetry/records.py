@@ -118,6 +118,7 @@ class Record:
         "aborted",
         "answered",
         "attempts",
+        "chain",
         "client_span_id",
         "detail",
         "ended",
@@ -172,6 +173,7 @@ class Record:
         sampled: bool = False,
         operations: Sequence[FieldOperation] = (),
         subject: str = "",
+        chain: tuple[str, ...] = (),
         websocket: WebSocketFacts | None = None,
         issuer: str = "",
         grpc_end: bytes | None = None,
@@ -202,6 +204,7 @@ class Record:
         self.sampled = sampled
         self.operations = operations
         self.subject = subject
+        self.chain = chain
         self.websocket = websocket
         self.issuer = issuer
 

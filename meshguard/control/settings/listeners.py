@@ -89,6 +89,10 @@ class RouteConfig(Section):
     limits: RouteLimits = Field(default={}, validate_default=True)
     retries: RouteRetries = Field(default={}, validate_default=True)
     trailers: Literal["drop", "keep"] = Field(default="drop", description="gRPC needs `keep`.")
+    decision_token: Literal["none", "send", "pass"] = Field(
+        default="none",
+        description="send: the next hop gets a signed token of this decision and of the callers before; pass: the verified one as it came.",
+    )
     validation: ValidationConfig | None = Field(default=None, description="Requests are judged by this; absent: as the listener says.")
     websocket: Literal["allow", "deny"] | None = Field(default=None, description="Upgrades to WebSocket; absent: as the listener says.")
 
@@ -119,6 +123,9 @@ class ListenerConfig(Section):
     routes: list[RouteConfig] = []
     authorities: list[AuthorityPattern] = Field(default=[], description="Hosts served here; absent: any.")
     websocket: Literal["allow", "deny"] = Field(default="allow", description="Upgrades to WebSocket, where policy allows the request.")
+    decision_token: Literal["none", "accept", "require"] = Field(
+        default="none", description="Decision tokens of calling proxies: ignored, verified where there is one, or demanded."
+    )
     validation: ValidationConfig | None = Field(default=None, description="For every route without its own.")
     engine: Literal["default", "reference"] = Field(
         default="default", description="HTTP implementation; `reference` is h11 and h2, slower."
