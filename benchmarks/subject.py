@@ -14,6 +14,7 @@ from benchmarks import install, pki
 from benchmarks.bench import Bench
 from benchmarks.candidates import Plan
 from benchmarks.rules import ORDERS, Rule, make
+from meshguard.control.ledger_key import make_key
 
 __all__ = ["SUBJECTS", "Variant", "configuration", "policy", "policy_text"]
 
@@ -46,6 +47,7 @@ class Variant:
     engine: str = "default"
     log: bool = True
     traces: bool = True
+    ledger: str = ""  # its durability
 
     def __call__(self, bench: Bench, directory: Path) -> Plan:
         mtls, plain, admin = (bench.ports.port() for _ in range(3))
@@ -56,6 +58,10 @@ class Variant:
         log = directory / "decisions.log" if self.log else None
         config = directory / "meshguard.yaml"
         settings = configuration(self, bench.certs, {"inbound": mtls, "plain": plain, "admin": admin, "upstream": bench.up_h1}, log)
+        if self.ledger:
+            key = directory / "checkpoint.key"
+            make_key(key)
+            settings["ledger"] = {"directory": str(directory / "ledger"), "durability": self.ledger, "checkpoints": {"key": str(key)}}
         config.write_text(yaml.safe_dump(settings, sort_keys=False))
         command = [sys.executable, "-m", "meshguard", "serve", "--config", config]
         ports = {"h1-mtls": mtls, "h1-plain": plain, "h2-mtls": mtls}
@@ -91,5 +97,7 @@ SUBJECTS: dict[str, Variant] = {
     "meshguard-10-rules": Variant(rules=10),
     "meshguard-many-rules": Variant(rules=100_000),
     "meshguard-no-log": Variant(log=False),
+    "meshguard-ledger": Variant(ledger="batch"),
+    "meshguard-ledger-request": Variant(ledger="request"),
 }
 """Every variant by its name as a candidate."""

@@ -65,4 +65,6 @@ TARGETS: tuple[Target, ...] = (
     Target("tracing every request, added on the path", "tracing", "main_us", "us", "none", 3, 1, "all", "added"),
     Target("tracing every request, added in all threads", "tracing", "cpu_us", "us", "none", ours="all", kind="added"),
     Target("decision log to a file, added", "decision-log", "cpu_us", "us", "meshguard-no-log", kind="added"),
+    Target("ledger, durability batch, added", "ledger", "main_us", "us", "meshguard", 6, 3, "meshguard-ledger", "added"),
+    Target("ledger, durability request, added", "ledger", "main_us", "us", "meshguard", ours="meshguard-ledger-request", kind="added"),
 )
