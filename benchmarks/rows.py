@@ -73,8 +73,13 @@ ROWS: tuple[Row, ...] = (
         "ledger", "h1-mtls", _CPU, "cpu_us", load.closed_loop,
         (_SELF, Contestant("meshguard-ledger"), Contestant("meshguard-ledger-request")), peers=False,
     ),
+    Row("workers", "h1-mtls", _CPU, "cpu_us", load.closed_loop, (_SELF, Contestant("meshguard-two-workers")), peers=False),
+    Row(
+        "workers-two-cores", "h1-mtls", "us of wall clock a request", "wall_us", load.closed_loop,
+        (Contestant("meshguard-any-core"), Contestant("meshguard-two-workers-any-core")), peers=False,
+    ),
 )  # fmt: skip
-"""In the order of the tables. h2-mtls and grpc wait until the subject serves them."""
+"""In the order of the tables."""
 
 
 def contestants(row: Row, ours: str, peers: Iterable[str]) -> list[Contestant]:

@@ -13,7 +13,7 @@ import yaml
 from benchmarks import install, pki
 from benchmarks.bench import Bench
 from benchmarks.candidates import Plan
-from benchmarks.rules import ORDERS, Rule, make
+from benchmarks.rules import GRPC, ORDERS, Rule, make
 from meshguard.control.ledger_key import make_key
 
 __all__ = ["SUBJECTS", "Variant", "configuration", "policy", "policy_text"]
@@ -41,13 +41,15 @@ def policy_text(document: dict[str, Any]) -> tuple[str, str]:
 @dataclass(frozen=True, slots=True)
 class Variant:
     """One way to run meshguard; called to write its documents. `rules` None: as many as the run says. `log`: whether the decision
-    log goes to a file or to the null device."""
+    log goes to a file or to the null device. `pinned`: to the core that all candidates are measured on."""
 
     rules: int | None = None
     engine: str = "default"
     log: bool = True
     traces: bool = True
     ledger: str = ""  # its durability
+    workers: int = 1
+    pinned: bool = True
 
     def __call__(self, bench: Bench, directory: Path) -> Plan:
         mtls, plain, admin = (bench.ports.port() for _ in range(3))
@@ -57,34 +59,42 @@ class Variant:
         (directory / "policies" / name).write_text(text)
         log = directory / "decisions.log" if self.log else None
         config = directory / "meshguard.yaml"
-        settings = configuration(self, bench.certs, {"inbound": mtls, "plain": plain, "admin": admin, "upstream": bench.up_h1}, log)
+        numbers = {"inbound": mtls, "plain": plain, "admin": admin, "upstream": bench.up_h1, "http2": bench.up_h2}
+        settings = configuration(self, bench.certs, numbers, log)
         if self.ledger:
             key = directory / "checkpoint.key"
             make_key(key)
             settings["ledger"] = {"directory": str(directory / "ledger"), "durability": self.ledger, "checkpoints": {"key": str(key)}}
         config.write_text(yaml.safe_dump(settings, sort_keys=False))
         command = [sys.executable, "-m", "meshguard", "serve", "--config", config]
-        ports = {"h1-mtls": mtls, "h1-plain": plain, "h2-mtls": mtls}
-        return Plan(command, ports, policy=True, log=log, cwd=install.ROOT, ready_timeout_s=20 + count / 500)
+        ports = {"h1-mtls": mtls, "h1-plain": plain, "h2-mtls": mtls, "grpc": mtls}
+        return Plan(command, ports, policy=True, log=log, cwd=install.ROOT, ready_timeout_s=20 + count / 500, pinned=self.pinned)
 
 
 def configuration(variant: Variant, certs: Path, ports: dict[str, int], log: Path | None) -> dict[str, Any]:
-    """The configuration document. `ports`: inbound (mTLS), plain, admin, upstream. The upstream's port also swallows the traces."""
+    """The configuration document. `ports`: inbound (mTLS), plain, admin, upstream, http2 (the upstream's for gRPC). The upstream's port
+    also swallows the traces."""
+    routes = [{"id": "calls", "paths": [GRPC + "/**"], "to": "calls"}, {"id": "app", "to": "app"}]
     bundles = {pki.TRUST_DOMAIN: str(certs / "ca.pem")}
     files = {"certificate": str(certs / "server.pem"), "key": str(certs / "server.key"), "bundles": bundles}
     settings: dict[str, Any] = {
         "profile": "strict",
         "identity": {"trust_domain": pki.TRUST_DOMAIN, "files": files},
         "listeners": {
-            "inbound": {"address": f"127.0.0.1:{ports['inbound']}", "tls": "mutual", "to": "app", "engine": variant.engine},
+            "inbound": {"address": f"127.0.0.1:{ports['inbound']}", "tls": "mutual", "routes": routes, "engine": variant.engine},
             "plain": {"address": f"127.0.0.1:{ports['plain']}", "tls": "none", "to": "app", "engine": variant.engine},
         },
-        "clusters": {"app": {"endpoints": [f"127.0.0.1:{ports['upstream']}"]}},
+        "clusters": {
+            "app": {"endpoints": [f"127.0.0.1:{ports['upstream']}"]},
+            "calls": {"endpoints": [f"127.0.0.1:{ports['http2']}"], "protocol": "h2"},
+        },
         "policies": ["policies/"],
         "decision_log": {"path": str(log or "/dev/null")},
         "admin": {"address": f"127.0.0.1:{ports['admin']}"},
         "drain_s": 1,
     }
+    if variant.workers > 1:
+        settings["workers"] = variant.workers
     if variant.traces:
         # Every request carries a traceparent, so the caller's flag decides which ones are traced.
         settings["telemetry"] = {"otlp": f"http://127.0.0.1:{ports['upstream']}", "sample": 0.01}
@@ -99,5 +109,8 @@ SUBJECTS: dict[str, Variant] = {
     "meshguard-no-log": Variant(log=False),
     "meshguard-ledger": Variant(ledger="batch"),
     "meshguard-ledger-request": Variant(ledger="request"),
+    "meshguard-two-workers": Variant(workers=2),
+    "meshguard-any-core": Variant(pinned=False),
+    "meshguard-two-workers-any-core": Variant(workers=2, pinned=False),
 }
 """Every variant by its name as a candidate."""

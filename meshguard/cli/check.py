@@ -28,6 +28,7 @@ CONFIG_KEYS = frozenset(
         *("profile", "identity", "jwt", "listeners", "clusters", "policies", "keys"),
         *("decision_log", "telemetry", "admin", "limits", "drain_s"),
         *("quarantine", "bundle"),
+        *("workers", "restart_s"),
         *("ledger",),
     )
 )
@@ -179,6 +180,13 @@ def _check_configuration(document: Document, path: Path, report: Report, files: 
         return
     report.loaded.append(loaded)
     report.notes.extend(Note(str(path), note) for note in loaded.notes)
+    if files:
+        from meshguard.control.contracts import load_contracts
+
+        try:
+            load_contracts(loaded.configuration)
+        except DocumentError as exc:
+            report.problems.extend(exc.problems)
     _check_policies(loaded.configuration.policies, list(loaded.configuration.keys), report, environment)
 
 

@@ -23,6 +23,8 @@ COMMANDS: tuple[tuple[str, str], ...] = (
     ("serve", "run the proxy"),
     ("check", "check configurations and policies, and show what is in effect"),
     ("test", "run the tests that stand in policies"),
+    ("diff", "what changes between two policies, by meaning and over recorded traffic"),
+    ("reach", "who can call what, allowed against observed"),
     ("explain", "why a request was allowed or denied, from the ledger"),
     ("audit", "query, verify and prove the ledger"),
     ("schema", "print the JSON Schema of a document, for editors"),
@@ -30,7 +32,10 @@ COMMANDS: tuple[tuple[str, str], ...] = (
     ("keys", "make, show and rotate keysets of protected fields"),
     ("bundle", "build, sign and verify the policy as one signed, versioned file"),
     ("quarantine", "cut an identity out of the mesh at once, and let it in again"),
+    ("capture", "send an application's traffic through the listeners, by netfilter rules"),
+    ("fields", "seal, open and rewrap stored values; report what is protected"),
     ("demo", "a guided tour: two workloads, a policy, a protected field"),
+    ("top", "live requests, rates, latencies and decisions of one instance"),
     ("version", "print the version"),
 )
 """Every subcommand with its line of help, in the order of a user's first day."""

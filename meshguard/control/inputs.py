@@ -9,13 +9,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from meshguard.control.contracts import Contracts, contract_files, load_contracts
+from meshguard.control.keyring import Keyring, LoadedKeys
 from meshguard.control.policies import LoadedPolicy, load_policy
 from meshguard.control.settings.bundle import BundleConfig
 from meshguard.control.settings.configuration import Configuration
 from meshguard.control.settings.load import LoadedConfiguration
 from meshguard.fields.compile import CompiledFields
 from meshguard.fields.keyset import Keyset
-from meshguard.keys.file import load_keyset
 from meshguard.model.errors import DocumentError, Problem
 from meshguard.policy.compiled import CompiledPolicy
 from meshguard.sources.bundles import BundleKeeper, BundleSettings, Candidate
@@ -32,6 +33,8 @@ class Inputs:
     fields: CompiledFields | None
     warnings: tuple[Problem, ...]
     files: tuple[Path, ...]
+    keys: LoadedKeys
+    contracts: Contracts
     candidate: Candidate | None = None  # the bundle that the policy came from
 
     @property
@@ -39,26 +42,29 @@ class Inputs:
         return self.loaded.configuration
 
 
-def load_inputs(load_configuration: Callable[[], LoadedConfiguration], bundles: BundleKeeper | None = None) -> Inputs:
-    """Reads everything anew; with a `bundle` in the configuration the policy is what `bundles` gives. Raises DocumentError with every
-    problem, KeysetError, OSError."""
+def load_inputs(
+    load_configuration: Callable[[], LoadedConfiguration], keyring: Keyring, bundles: BundleKeeper | None = None
+) -> Inputs:
+    """Reads everything anew; keysets that live on come from the `keyring`, with a `bundle` in the configuration the policy is what
+    `bundles` gives. Raises DocumentError with every problem, KeysetError, OSError."""
     loaded = load_configuration()
     configuration = loaded.configuration
     create = configuration.profile == "development"
-    keysets = {name: load_keyset(config.path, name, create=create) for name, config in configuration.keys.items()}
+    keys = keyring.load(configuration.keys, create=create)
     candidate = None
     if configuration.bundle is not None:
-        candidate, policy = _from_bundle(bundles or BundleKeeper(bundle_settings(configuration.bundle)), keysets)
+        candidate, policy = _from_bundle(bundles or BundleKeeper(bundle_settings(configuration.bundle)), keys.keysets)
     else:
-        policy = load_policy(configuration.policies, keysets=keysets)
-    files = [Path(loaded.document.file), *configuration.policies, *(config.path for config in configuration.keys.values())]
+        policy = load_policy(configuration.policies, keysets=keys.keysets)
+    contracts = load_contracts(configuration)
+    files = [Path(loaded.document.file), *configuration.policies, *keys.files, *contract_files(configuration)]
     for listener in configuration.listeners.values():
         files += [path for path in (listener.certificate, listener.key) if path is not None]
         files += [path for entry in listener.certificates for path in (entry.certificate, entry.key)]
     files += [cluster.tls.ca for cluster in configuration.clusters.values() if cluster.tls is not None and cluster.tls.ca is not None]
     if configuration.bundle is not None and configuration.bundle.path is not None:
         files.append(configuration.bundle.path)
-    return Inputs(loaded, policy.compiled, policy.fields, policy.warnings, tuple(files), candidate)
+    return Inputs(loaded, policy.compiled, policy.fields, policy.warnings, tuple(files), keys, contracts, candidate)
 
 
 def _from_bundle(bundles: BundleKeeper, keysets: Mapping[str, Keyset]) -> tuple[Candidate, LoadedPolicy]:

@@ -10,14 +10,18 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from meshguard.fields.compile import CompiledFields, compile_fields
 from meshguard.fields.keyset import Keyset, is_keyset_name
 from meshguard.model.errors import DocumentError, Problem
 from meshguard.policy.compile import compile as compile_policy
 from meshguard.policy.compiled import CompiledPolicy
-from meshguard.policy.documents import PolicyDocument
+from meshguard.policy.documents import PolicyDocument, RoleDocument
+from meshguard.policy.principals import parse_principal
 from meshguard.sources.documents import Document, Loaded, load_documents, place_problems
+
+if TYPE_CHECKING:
+    from meshguard.fields.compile import CompiledFields
 
 __all__ = ["LoadedPolicy", "load_policy"]
 
@@ -56,17 +60,21 @@ def _load(
     problems: list[Problem] = []
     compiled: CompiledPolicy | None = None
     fields: CompiledFields | None = None
+    readers = _principal_readers(documents, problems)
     try:
-        compiled = compile_policy([loaded.value for loaded in documents], [loaded.file for loaded in documents])
+        values, files = [loaded.value for loaded in documents], [loaded.file for loaded in documents]
+        compiled = compile_policy([*values, *readers], [*files, *(files[:1] * len(readers))])
     except DocumentError as exc:
         problems += exc.problems
     if any(loaded.value.fields for loaded in documents):
+        from meshguard.fields.compile import compile_fields
+
         if not isinstance(keysets, Mapping):
             names = _sealed_with(documents) if keysets is None else keysets
             keysets = {name: Keyset(name, ()) for name in names}
         roles = [name for loaded in documents for name in loaded.value.roles]
         try:
-            fields = compile_fields(documents, roles, keysets)
+            fields = compile_fields(documents, roles, keysets, _descriptor)
         except DocumentError as exc:
             problems += exc.problems
     if problems or compiled is None:
@@ -74,8 +82,35 @@ def _load(
     return LoadedPolicy(tuple(documents), compiled, fields, tuple(place_problems(compiled.warnings, sources)))
 
 
+_WITH_KEYSET = ("encrypt", "seal", "deterministic", "tokenise", "hash")
+
+
+def _principal_readers(documents: Sequence[Loaded[PolicyDocument]], problems: list[Problem]) -> list[PolicyDocument]:
+    """A document with a role for each SPIFFE ID or pattern that field rules name as a reader: held by whom it matches, and called like it,
+    which no role of a document can be."""
+    roles: dict[str, RoleDocument] = {}
+    for loaded in documents:
+        for number, rule in enumerate(loaded.value.fields):
+            readers = rule.get("readers")
+            for name in readers if isinstance(readers, Mapping) else ():
+                if not isinstance(name, str) or not name.startswith("spiffe:"):
+                    continue
+                try:
+                    parse_principal(name)
+                except ValueError as exc:
+                    problems.append(Problem(loaded.file, f"fields[{number}].readers.{name}", str(exc), value=repr(name)))
+                    continue
+                roles[name] = RoleDocument(principals=[name])
+    return [PolicyDocument.model_construct(roles=roles)] if roles else []
+
+
+def _descriptor(file: str, name: str) -> bytes:
+    """A descriptor set that the policy document `file` names, relative to it."""
+    return (Path(file).parent / name).read_bytes()
+
+
 def _sealed_with(documents: Sequence[Loaded[PolicyDocument]]) -> set[str]:
-    names = {rule.get("seal") for loaded in documents for rule in loaded.value.fields}
+    names = {rule.get(action) for loaded in documents for rule in loaded.value.fields for action in _WITH_KEYSET}
     return {name for name in names if isinstance(name, str) and is_keyset_name(name)}
 
 

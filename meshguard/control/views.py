@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
+from meshguard.control.delegation import token_reader
+from meshguard.control.protocols import http2_view, protocols
 from meshguard.control.settings.edge import HstsConfig
 from meshguard.control.settings.listeners import HeaderChanges, ListenerConfig, RouteConfig
 from meshguard.net.limits import ConnectionLimits, WebSocketLimits
-from meshguard.net.own_addresses import parse_networks
-from meshguard.pipeline.forwarding import Forwarding
 from meshguard.pipeline.routes import HeaderOperations, Redirect, Route, RouteTable, authority_matcher
 from meshguard.pipeline.snapshot import ListenerView
 from meshguard.policy.paths import Parameter, parse_template
@@ -18,6 +19,12 @@ from meshguard.wire import http1, reference
 from meshguard.wire.events import RequestEngine, WireLimits
 from meshguard.wire.semantics import FieldRules
 from meshguard.wire.target import STRICT, PathOptions
+
+if TYPE_CHECKING:
+    from meshguard.control.contracts import Contracts
+    from meshguard.control.delegation import TokenWriters
+    from meshguard.pipeline.delegation import TokenWriter
+    from meshguard.pipeline.forwarding import Forwarding
 
 __all__ = ["ENGINES", "listener_view", "path_matcher", "principal_matcher", "wire_limits"]
 
@@ -32,7 +39,7 @@ def wire_limits(config: ListenerConfig) -> WireLimits:
     return WireLimits(limits.head_bytes, limits.fields, limits.request_line_bytes, limits.chunk_line_bytes, limits.chunk_extension_bytes)
 
 
-def listener_view(name: str, config: ListenerConfig) -> ListenerView:
+def listener_view(name: str, config: ListenerConfig, contracts: Contracts, writers: TokenWriters) -> ListenerView:
     """What the listener `name` does with its requests."""
     limits = config.limits
     hsts = config.hsts
@@ -40,9 +47,9 @@ def listener_view(name: str, config: ListenerConfig) -> ListenerView:
     return ListenerView(
         name=name,
         routes=RouteTable(
-            [_route(route, strict, config.websocket) for route in config.routes]
+            [_route(route, strict, config, contracts, writers(route)) for route in config.routes]
             if config.routes
-            else [_only_route(name, config, strict)],
+            else [_only_route(name, config, strict, contracts)],
             authority_matcher(config.authorities) if config.authorities else None,
         ),
         limits=ConnectionLimits(
@@ -71,12 +78,24 @@ def listener_view(name: str, config: ListenerConfig) -> ListenerView:
         shed_share=limits.overload_shed_percent / 100,
         plaintext_until=config.permissive_until.timestamp() if config.permissive_until is not None else 0.0,
         outbound=config.direction == "outbound",
-        original=config.capture != "none",
-        forwarding=Forwarding(config.forwarded, config.trusted_hops, parse_networks(config.trusted_addresses)),
+        capture=config.capture,
+        address=(config.address.host, config.address.port),
+        forwarding=_forwarding(config),
         redirect=None if config.redirect is None else Redirect(config.redirect.port, config.redirect.status),
         answer_lines=b"".join(f"{key}: {value}\r\n".encode("ascii") for key, value in strict.items()),
         trusts=principal_matcher(config.trusted_proxies) if config.trusted_proxies else None,
+        token_reader=token_reader(config),
+        http2=http2_view(config) if "h2" in protocols(config) else None,
     )
+
+
+def _forwarding(config: ListenerConfig) -> Forwarding | None:
+    if config.forwarded == "x-forwarded" and not (config.trusted_hops or config.trusted_addresses or config.trusted_proxies):
+        return None
+    from meshguard.pipeline.forwarding import Forwarding
+    from meshguard.wire.forwarded import parse_networks
+
+    return Forwarding(config.forwarded, config.trusted_hops, parse_networks(config.trusted_addresses))
 
 
 def _strict_transport(config: HstsConfig) -> str:
@@ -84,16 +103,23 @@ def _strict_transport(config: HstsConfig) -> str:
     return f"max-age={config.max_age_s}" + "; includeSubDomains" * config.include_subdomains + "; preload" * config.preload
 
 
-def _only_route(name: str, config: ListenerConfig, fields: Mapping[str, str]) -> Route:
+def _only_route(name: str, config: ListenerConfig, fields: Mapping[str, str], contracts: Contracts) -> Route:
     """Everything to one cluster (`to` of the listener)."""
     return Route(
-        name, config.to or "", response_operations=_operations(HeaderChanges(set=dict(fields))), websocket=config.websocket == "allow"
+        name,
+        config.to or "",
+        response_operations=_operations(HeaderChanges(set=dict(fields))),
+        websocket=config.websocket == "allow",
+        contract=contracts[config.validation] if config.validation is not None else None,
     )
 
 
-def _route(config: RouteConfig, fields: Mapping[str, str], websocket: str) -> Route:
+def _route(
+    config: RouteConfig, fields: Mapping[str, str], listener: ListenerConfig, contracts: Contracts, writer: TokenWriter | None
+) -> Route:
     """`fields` are set on every response, where the route itself does not set them."""
     principals = principal_matcher(config.principals) if config.principals else None
+    validation = config.validation or listener.validation
     options = config.path
     strict = (options.encoded_slash, options.double_encoding, options.params, options.backslash) == ("reject",) * 4
     return Route(
@@ -110,9 +136,11 @@ def _route(config: RouteConfig, fields: Mapping[str, str], websocket: str) -> Ro
         response_s=config.timeouts.response_s,
         total_s=config.timeouts.total_s or 0.0,
         keep_trailers=config.trailers == "keep",
-        websocket=(config.websocket or websocket) == "allow",
+        websocket=(config.websocket or listener.websocket) == "allow",
         body_bytes=config.limits.body_bytes,
         attempts=config.retries.attempts,
+        contract=contracts[validation] if validation is not None else None,
+        token_writer=writer,
     )
 
 

@@ -6,7 +6,7 @@ from meshguard.fields.json_fast import try_scan
 from meshguard.fields.json_scan import Span, resolve, scan
 from meshguard.fields.selectors import Matcher
 
-__all__ = ["locate"]
+__all__ = ["locate", "locate_all"]
 
 
 def locate(body: bytes, matcher: Matcher) -> list[Span]:
@@ -15,3 +15,14 @@ def locate(body: bytes, matcher: Matcher) -> list[Span]:
     if spans is None:
         spans = scan(body, matcher)
     return resolve(spans) if len(spans) > 1 else spans
+
+
+def locate_all(body: bytes, matcher: Matcher, owners: int = 0) -> list[Span]:
+    """Validate `body` and return every span in document order, nested ones too. With `owners`, those of owners below it must be
+    disjoint. Raises JsonError."""
+    spans = try_scan(body, matcher)
+    if spans is None:
+        spans = scan(body, matcher)
+    if owners:
+        resolve([span for span in spans if span[0] < owners])
+    return spans

@@ -1,8 +1,8 @@
 """The exact scanner: validates a whole JSON document and finds the byte spans of selected members.
 
 Strict RFC 8259, in UTF-8 without BOM, and stricter where readers are known to differ (security.md 4): no lone surrogates, at most
-`MAX_DEPTH` containers in one another, and no two members with one name (after unescaping) in an object where that name leads
-on towards a selected value: whatever a reader makes of such a pair, it could be the other one. Other duplicates cannot change which
+`MAX_DEPTH` containers in one another, and no two members with one name (after unescaping) in an object where one of the two is or
+holds a selected value: whatever a reader makes of such a pair, it could be the other one. Other duplicates cannot change which
 value is protected, and pass untouched. INVARIANT: a document that this module accepts has exactly one reading of its protected values.
 
 It is the specification: `json_fast` may only answer what this answers, or decline. Containers in which no selector is alive are
@@ -128,7 +128,7 @@ class _Walk:
         empty = _end_object(body, position)
         if empty is not None:
             return empty.end()
-        seen: set[str] = set()
+        seen: dict[str, bool] = {}  # names on the way to selected values, and whether there was one
         while True:
             match = _key(body, position)
             if match is None:
@@ -136,11 +136,13 @@ class _Walk:
             raw = match[1]
             name: str = json.loads(raw) if b"\\" in raw else raw[1:-1].decode()
             following = state.member(name)
-            if following is not None:
-                if name in seen:
-                    raise JsonError("a second member of the same name", match.start(1))
-                seen.add(name)
+            before = len(self.spans)
             position = self.child(match.start(1), match.end(), following, depth)
+            if following is not None:
+                selects = len(self.spans) > before
+                if name in seen and (selects or seen[name]):
+                    raise JsonError("a second member of the same name", match.start(1))
+                seen[name] = selects or seen.get(name, False)
             more = _more(body, position)
             if more is None or more[1] == b"]":
                 raise JsonError("expected ',' or '}'", position)

@@ -4,24 +4,26 @@ Transitions of a version: primary -> enabled -> disabled -> destroyed, and disab
 enabled versions open; disabled ones do neither but can come back; destroyed ones have no key any more.
 
 A version seals at most 2^32 values, because its nonces are random (NIST SP 800-38D section 8.3). Uses are counted in a range that the key
-provider has written down *before* it is used (`grant`), so that a crash can only ever count too many.
+provider has written down *before* it is used (`grant`), so that a crash can only ever count too many. A version with `salts` counts
+nothing: each process seals under subkeys of its own (`material`).
+
+A keyset lives on while its versions change (`adopt`): who holds it sees a rotation without a reload.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from typing import NoReturn
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from meshguard.fields.material import KEY_BYTES, KeyMaterial
 from meshguard.model.errors import KeysetError
 
-__all__ = ["KEY_BYTES", "MAX_USES", "ROTATE_AT", "DataKey", "KeyState", "Keyset", "is_keyset_name"]
+__all__ = ["KEY_BYTES", "MAX_USES", "ROTATE_AT", "DataKey", "KeyState", "Keyset", "Tenancy", "is_keyset_name"]
 
-KEY_BYTES = 32
-"""A256GCM takes 256 bits (RFC 7518 section 5.3)."""
 MAX_USES = 1 << 32
 """Random 96-bit nonces under one key: beyond this the odds of a repeated one exceed 2^-32 (NIST SP 800-38D section 8.3)."""
 ROTATE_AT = 1 << 30
@@ -44,35 +46,45 @@ class KeyState(Enum):
     DESTROYED = "destroyed"
 
 
+class Tenancy(Enum):
+    """How a keyset keeps tenants apart: not at all by keys (only by the header), by derivation, or by a secret for each."""
+
+    SHARED = "shared"
+    DERIVED = "derived"
+    OWN = "own"
+
+
 class DataKey:
     """One version. `version` counts from 1, `created` is epoch seconds, `uses` how many values it may have sealed so far.
 
-    The key itself never leaves but through `material`; repr, str and pickling do not carry it.
+    `material` is the key, or where it will be supplied. With `salts` (16 random octets at each call) it seals under subkeys. The key
+    itself never leaves but through `material`; repr, str and pickling do not carry it.
     """
 
-    __slots__ = ("_cipher", "_granted", "_low", "_material", "_on_low", "_uses", "_written", "created", "state", "version")
+    __slots__ = ("_granted", "_low", "_material", "_on_low", "_uses", "_written", "created", "salts", "state", "version")
 
     def __init__(
         self,
         version: int,
         state: KeyState,
         created: float,
-        material: bytes | None,
+        material: bytes | KeyMaterial | None,
         uses: int = 0,
         granted: int | None = None,
         on_low: Callable[[DataKey], None] | None = None,
+        salts: Callable[[], bytes] | None = None,
     ) -> None:
         if (material is None) != (state is KeyState.DESTROYED):
             raise KeysetError(f"version {version}: a destroyed version has no key, every other has one")
-        if material is not None and len(material) != KEY_BYTES:
+        if isinstance(material, bytes) and len(material) != KEY_BYTES:
             raise KeysetError(f"version {version}: expected a key of {KEY_BYTES} octets")
         if version < 1 or uses < 0:
             raise KeysetError(f"version {version}: expected a version from 1 and uses from 0")
         self.version = version
         self.state = state
         self.created = created
-        self._material = material
-        self._cipher = AESGCM(material) if material is not None else None
+        self._material = material if isinstance(material, KeyMaterial) else KeyMaterial(material)
+        self.salts = salts
         self._uses = uses
         self._granted = uses if granted is None else min(granted, MAX_USES)
         self._written = self._granted
@@ -96,10 +108,32 @@ class DataKey:
 
     @property
     def material(self) -> bytes:
-        """The 32 octets of the key, for the provider that stores it. Raises KeysetError when it is destroyed."""
-        if self._material is None:
+        """The 32 octets of the key, for the provider that stores it. Raises KeysetError when it is destroyed or not there."""
+        if self.state is KeyState.DESTROYED:
             raise KeysetError(f"version {self.version} is destroyed")
+        return self._material.octets
+
+    @property
+    def holder(self) -> KeyMaterial:
+        """Where the octets are while they may be used: subkeys come from there."""
         return self._material
+
+    @property
+    def may_open(self) -> bool:
+        """By its state; its key may still be missing (`available`)."""
+        return self.state is KeyState.PRIMARY or self.state is KeyState.ENABLED
+
+    @property
+    def available(self) -> bool:
+        """The key is there."""
+        return self._material.cipher is not None
+
+    def derive(self, purpose: str, tenant: str = "", length: int = KEY_BYTES) -> bytes:
+        """A key for something else than sealing with random nonces (deterministic mode, tokens): HKDF-SHA256 with info
+        `meshguard/PURPOSE/1 0x00 tenant`. Raises KeysetError when this version may not open or its key is not there."""
+        if not self.may_open:
+            raise KeysetError(f"version {self.version} is {self.state.value}")
+        return self._material.derive(f"meshguard/{purpose}/1\0{tenant}".encode(), length)
 
     def grant(self, upto: int, written: int | None = None) -> None:
         """Allow `uses` to reach `upto`, after that many are safely written down, and let a new low mark be reported.
@@ -119,9 +153,11 @@ class DataKey:
 
     def encrypt(self, nonce: bytes, plaintext: bytes, data: bytes) -> bytes:
         """AES-256-GCM: ciphertext and 16 octets of tag. Counts one use. Raises KeysetError when this version may not seal."""
-        cipher = self._cipher
-        if cipher is None or self.state is not KeyState.PRIMARY:
+        if self.state is not KeyState.PRIMARY:
             raise KeysetError(f"version {self.version} is {self.state.value}: it does not seal")
+        cipher = self._material.cipher
+        if cipher is None:
+            raise KeysetError(f"the key of version {self.version} is not available")
         uses = self._uses + 1
         if uses > self._low:
             self._low = MAX_USES + 1  # ask once; `grant` sets the next mark
@@ -136,7 +172,7 @@ class DataKey:
 
     def opener(self) -> AESGCM | None:
         """The cipher, when this version may open."""
-        return self._cipher if self.state in (KeyState.PRIMARY, KeyState.ENABLED) else None
+        return self._material.cipher if self.may_open else None
 
     def __repr__(self) -> str:
         return f"DataKey(version={self.version}, state={self.state.value}, uses={self._uses}, key=<redacted>)"
@@ -146,25 +182,60 @@ class DataKey:
 
 
 class Keyset:
-    """The versions of one key, newest last. Exactly one is primary, unless all are disabled or destroyed."""
+    """The versions of one key, newest last. Exactly one is primary, unless all are disabled or destroyed.
 
-    __slots__ = ("name", "primary", "versions")
+    `tenancy` says how tenants are kept apart; `tenants` are the secrets of those that have one (Tenancy.OWN). `renews`: values that
+    pass under an older version are sealed anew under the primary one.
+    """
 
-    def __init__(self, name: str, versions: Iterable[DataKey]) -> None:
+    __slots__ = ("name", "primary", "renews", "tenancy", "tenants", "versions")
+
+    def __init__(
+        self,
+        name: str,
+        versions: Iterable[DataKey],
+        tenancy: Tenancy = Tenancy.SHARED,
+        tenants: Mapping[str, KeyMaterial] | None = None,
+    ) -> None:
         if not is_keyset_name(name):
             raise KeysetError("expected a keyset name of at most 64 letters, digits, '_', '.' and '-'")
         self.name = name
-        self.versions = tuple(sorted(versions, key=lambda key: key.version))
-        if len({key.version for key in self.versions}) != len(self.versions):
-            raise KeysetError(f"keyset {name}: a version is there twice")
-        primaries = [key for key in self.versions if key.state is KeyState.PRIMARY]
-        if len(primaries) > 1 or (not primaries and any(key.state is KeyState.ENABLED for key in self.versions)):
-            raise KeysetError(f"keyset {name}: expected exactly one primary version")
+        self.renews = False
+        self.tenancy = tenancy
+        self.tenants: Mapping[str, KeyMaterial] = {}
+        self.adopt(versions, tenants or {})
+
+    def adopt(self, versions: Iterable[DataKey], tenants: Mapping[str, KeyMaterial] | None = None) -> None:
+        """Takes over other versions (and secrets of tenants) at once. Raises KeysetError, and then nothing has changed."""
+        taken = tuple(sorted(versions, key=lambda key: key.version))
+        if len({key.version for key in taken}) != len(taken):
+            raise KeysetError(f"keyset {self.name}: a version is there twice")
+        primaries = [key for key in taken if key.state is KeyState.PRIMARY]
+        if len(primaries) > 1 or (not primaries and any(key.state is KeyState.ENABLED for key in taken)):
+            raise KeysetError(f"keyset {self.name}: expected exactly one primary version")
+        self.versions = taken
         self.primary = primaries[0] if primaries else None
+        if tenants is not None:
+            self.tenants = dict(tenants)
+            for key in taken:
+                key.holder.forget_subkeys()  # nothing of a tenant that is gone stays behind
+
+    def scope(self, tenant: str) -> str:
+        """What of `tenant` goes into its keys."""
+        return "" if self.tenancy is Tenancy.SHARED else tenant
+
+    def secret_of(self, tenant: str) -> bytes:
+        """The secret of a tenant; empty where tenants have none. Raises KeysetError for one that was never made or is destroyed."""
+        if self.tenancy is not Tenancy.OWN:
+            return b""
+        secret = self.tenants.get(tenant)
+        if secret is None or secret.cipher is None:
+            raise KeysetError(f"keyset {self.name} has no key for this tenant")
+        return secret.octets
 
     @property
     def needs_rotation(self) -> bool:
-        return self.primary is not None and self.primary.needs_rotation
+        return self.primary is not None and self.primary.salts is None and self.primary.needs_rotation
 
     def __repr__(self) -> str:
         return f"Keyset({self.name}, versions={[f'{key.version} {key.state.value}' for key in self.versions]})"

@@ -17,10 +17,13 @@ __all__ = ["Matcher", "Selector", "SelectorError", "State", "Step", "parse_selec
 MAX_STEPS = 32
 """Steps of one selector: half of the depth that a document may have."""
 MAX_INDEX = 9999
+MAX_TAILS = 8
+"""Names that are searched for before a walk: each costs a pass over the body."""
 
 _SHORTHAND = re.compile(r"[A-Za-z_\u0080-\ud7ff\ue000-\U0010ffff][A-Za-z0-9_\u0080-\ud7ff\ue000-\U0010ffff-]*")  # RFC 9535 section 2.5.1.1
 _INDEX = re.compile(r"\[\s*(0|[1-9][0-9]{0,3})\s*\]")
 _WILD = re.compile(r"\[\s*\*\s*\]")
+_SIMPLE = re.compile(r"[A-Za-z0-9_-]+")
 _QUOTED = re.compile(r"""\[\s*(?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)")\s*\]""")
 
 
@@ -189,7 +192,7 @@ class State:
 class Matcher:
     """Several selectors as one automaton. `owners[n]` is the rule that selector n belongs to."""
 
-    __slots__ = ("_states", "beyond", "names", "owners", "root", "selectors", "steps")
+    __slots__ = ("_states", "beyond", "names", "owners", "root", "selectors", "steps", "tails")
 
     def __init__(self, selectors: Sequence[Selector], owners: Sequence[int]) -> None:
         self.selectors = tuple(selectors)
@@ -197,6 +200,8 @@ class Matcher:
         self.steps = tuple(selector.steps for selector in selectors)
         self.names = frozenset(step.name for steps in self.steps for step in steps if step.name is not None)
         self.beyond = 1 + max((step.index for steps in self.steps for step in steps if step.index is not None), default=-1)
+        # where a search for the last names can spare the walk: the names in quotes; empty where it would not pay or not be exact
+        self.tails = _tails(self.steps)
         self._states: dict[frozenset[tuple[int, int]], State] = {}
         self.root = self.state(frozenset((number, 0) for number in range(len(self.steps))))
 
@@ -206,3 +211,11 @@ class Matcher:
         if found is None:
             found = self._states[places] = State(self, places)
         return found
+
+
+def _tails(selectors: Sequence[tuple[Step, ...]]) -> tuple[bytes, ...]:
+    """The last names of all selectors, when each has one that is spelled in one way without escapes, and one has to look around."""
+    names = {steps[-1].name for steps in selectors}
+    wide = any(step.deep or (step.name is None and step.index is None) for steps in selectors for step in steps)
+    plain = [name for name in names if name is not None and _SIMPLE.fullmatch(name)]
+    return tuple(b'"%b"' % name.encode() for name in plain) if wide and len(plain) == len(names) <= MAX_TAILS else ()

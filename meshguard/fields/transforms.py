@@ -1,83 +1,55 @@
-"""What happens to the protected values of one message: seal, open, mask, remove, for the one who receives it.
+"""What happens to the bodies of one route in one direction, for the one who receives them.
 
-The *recipient* is judged: the caller for a response, the workload behind the proxy for a request. A value may come plain (from a
-workload that knows nothing of meshguard) or already sealed (from one behind its own meshguard):
+The *recipient* is judged: the caller for a response, the workload behind the proxy for a request, nobody yet (`views.WIRE`) for a
+request on its way to another proxy. A value may come plain (from a workload that knows nothing of meshguard) or already protected (from
+one behind its own meshguard); `treatment` has the table of what is made of it.
 
-    recipient is        plain value            sealed value
-    reader: open        as it is               opened
-    reader: mask        masked                 opened, then masked
-    other: ciphertext   sealed                 as it is
-    other: mask         masked                 opened, then masked
-    other: remove       taken out              taken out
-
-null stays null unless the rule says `seal_null`; an absent member stays absent, an empty string is a value. INVARIANT: a body leaves here
-either fully treated or not at all; whatever goes wrong raises.
+INVARIANT: a body, or a record of a streamed body, leaves here either fully treated or not at all; whatever goes wrong raises.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from meshguard.fields.envelope import NONCE_BYTES, Envelope, NotOpenedError, looks_sealed
-from meshguard.fields.json_locate import locate
+from meshguard.fields.codings import CodingError, TooMuchError, UnavailableCodingError, decode_body, encode_body
+from meshguard.fields.contexts import Caller, Unidentified
+from meshguard.fields.envelope import NotOpenedError
+from meshguard.fields.form import FormError, rewrite_pairs
+from meshguard.fields.json_body import JsonRules
 from meshguard.fields.json_scan import JsonError
-from meshguard.fields.json_splice import splice
-from meshguard.fields.masks import Mask, apply_mask
-from meshguard.fields.selectors import Matcher
+from meshguard.fields.multipart import MultipartError, boundary_of, rewrite_parts
+from meshguard.fields.protobuf_wire import ProtobufError
+from meshguard.fields.representation import STREAMED, NotReadableError, Representation, parse_representation
+from meshguard.fields.streams import RecordTooLongError
+from meshguard.fields.treatment import Work
+from meshguard.fields.views import WIRE, Action, FieldPlan, Reader
 from meshguard.model.errors import KeysetError, RequestError
-from meshguard.model.reasons import BODY_INVALID, BODY_NOT_INSPECTABLE, FIELD_NOT_OPENED, KEY_UNAVAILABLE, RESPONSE_NOT_INSPECTABLE, Reason
+from meshguard.model.reasons import (
+    BODY_INVALID,
+    BODY_NOT_INSPECTABLE,
+    BODY_OVER_LIMIT,
+    FIELD_NOT_OPENED,
+    KEY_UNAVAILABLE,
+    RESPONSE_NOT_INSPECTABLE,
+    Reason,
+)
 from meshguard.model.record import FieldOperation
 
-__all__ = ["Action", "FieldPlan", "Reader", "Transform", "Transformed"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from meshguard.fields.body_stream import BodyStream
+    from meshguard.fields.protobuf_body import ProtobufRules
+
+__all__ = ["NOBODY_KNOWN", "WIRE", "Action", "BodyRules", "FieldPlan", "Reader", "Transform", "Transformed", "failures"]
 
 MAX_REMEMBERED = 1024
-"""Sets of roles whose actions are remembered per transform; more start over."""
-
-NONCES_AT_ONCE = 256
-
-# RFC 9110 section 8.3.1. The charset of JSON is UTF-8 (RFC 8259 section 8.1); another one would be read in another way.
-_NAME = r"[A-Za-z0-9!#$&^_.+-]+"
-_MEDIA_TYPE = re.compile(rf"""[ \t]*({_NAME}/{_NAME})[ \t]*((?:;[ \t]*(?:{_NAME}=(?:{_NAME}|"[^"\\]*"))?[ \t]*)*+)""")
-_PARAMETER = re.compile(rf""";[ \t]*({_NAME})=("[^"\\]*"|{_NAME})""")
-
-
-class Reader:
-    """The recipient of a message: its `roles` and, for the record, its `principal`."""
-
-    __slots__ = ("principal", "roles")
-
-    def __init__(self, roles: frozenset[str], principal: str | None = None) -> None:
-        self.roles = roles
-        self.principal = principal
-
-
-class Action:
-    """What a recipient gets: `kind` is `open`, `mask` (with `mask`), `ciphertext` or `remove`."""
-
-    __slots__ = ("kind", "mask")
-
-    def __init__(self, kind: str, mask: Mask | None = None) -> None:
-        self.kind = kind
-        self.mask = mask
-
-
-class FieldPlan:
-    """One compiled rule. `readers` are (role, action) in the order of preference: `open` first, then masks as written."""
-
-    __slots__ = ("envelope", "id", "others", "readers", "seal_null")
-
-    def __init__(self, id: str, envelope: Envelope, readers: Sequence[tuple[str, Action]], others: Action, seal_null: bool) -> None:
-        self.id = id
-        self.envelope = envelope
-        self.readers = tuple(readers)
-        self.others = others
-        self.seal_null = seal_null
-
-    def action(self, roles: frozenset[str]) -> Action:
-        """What a recipient with these roles gets."""
-        return next((action for role, action in self.readers if role in roles), self.others)
+"""Sets of roles whose actions, and spellings of Content-Type whose meaning is remembered per transform; more start over."""
+DECODED_LIMIT = 1 << 20
+NOBODY_KNOWN: Caller = Unidentified()
 
 
 @dataclass(slots=True)
@@ -88,149 +60,149 @@ class Transformed:
     operations: list[FieldOperation]
 
 
+@dataclass(slots=True)
+class BodyRules:
+    """Where the rules of a route look, by family of formats: None, or empty, for families that no rule names."""
+
+    json: JsonRules | None = None
+    form: Mapping[str, int] | None = None
+    protobuf: ProtobufRules | None = None
+
+
+@contextmanager
+def failures(invalid: Reason) -> Iterator[None]:
+    """Turns what formats and keys raise into the reasons of `model.reasons`; `invalid` is the one for documents."""
+    try:
+        yield
+    except (RecordTooLongError, TooMuchError) as exc:
+        raise RequestError(BODY_OVER_LIMIT, str(exc)) from None
+    except (JsonError, FormError, MultipartError, ProtobufError, CodingError) as exc:
+        raise RequestError(invalid, str(exc)) from None
+    except (NotReadableError, UnavailableCodingError) as exc:
+        raise RequestError(BODY_NOT_INSPECTABLE, str(exc)) from None
+    except NotOpenedError as exc:
+        raise RequestError(FIELD_NOT_OPENED, str(exc)) from None
+    except KeysetError as exc:
+        raise RequestError(KEY_UNAVAILABLE, str(exc)) from None
+
+
 class Transform:
     """The field rules of one route and direction (`request` or `response`)."""
 
-    __slots__ = ("_accepted", "_actions", "_content_types", "_fields", "_invalid", "_matcher", "direction")
+    __slots__ = ("_accepted", "_actions", "_content_types", "_fields", "direction", "invalid", "rules")
 
-    def __init__(self, direction: str, fields: Sequence[FieldPlan], matcher: Matcher, content_types: Sequence[str]) -> None:
+    def __init__(self, direction: str, fields: Sequence[FieldPlan], rules: BodyRules, content_types: Sequence[str]) -> None:
         self.direction = direction
+        self.rules = rules
+        self.invalid: Reason = BODY_INVALID if direction == "request" else RESPONSE_NOT_INSPECTABLE
         self._fields = tuple(fields)
-        self._matcher = matcher
-        self._content_types = tuple(content_types)
-        self._accepted: set[str] = set()
+        self._content_types = frozenset(content_types)
+        self._accepted: dict[str, Representation] = {}
         self._actions: dict[frozenset[str], tuple[Action, ...]] = {}
-        self._invalid: Reason = BODY_INVALID if direction == "request" else RESPONSE_NOT_INSPECTABLE
 
-    def check_headers(self, content_types: Sequence[str], content_encodings: Sequence[str]) -> None:
+    def check_headers(self, content_types: Sequence[str], content_encodings: Sequence[str]) -> Representation:
         """Check every Content-Type and Content-Encoding value of a message with a body, before the body is gathered.
 
-        Raises RequestError(BODY_NOT_INSPECTABLE): exactly one declared media type, UTF-8, no coding but identity.
+        Raises RequestError(BODY_NOT_INSPECTABLE): exactly one declared media type, UTF-8, at most one coding, and one that is handled.
         """
-        if len(content_types) != 1:
-            raise RequestError(BODY_NOT_INSPECTABLE, f"{len(content_types)} Content-Type fields")
-        for value in content_encodings:
-            if any(coding.strip(" \t").lower() not in ("", "identity") for coding in value.split(",")):
-                raise RequestError(BODY_NOT_INSPECTABLE, "a content coding")
-        self._check_content_type(content_types[0])
+        with failures(self.invalid):
+            found = parse_representation(content_types, content_encodings)
+            self._check_type(found)
+        return found
 
-    def apply(self, body: bytes, content_type: str, reader: Reader, nonces: Callable[[int], bytes], now: float) -> Transformed:
-        """Treat the whole `body` for `reader`. `nonces(n)` gives n random octets; `now` is epoch seconds, for rules that depend on it.
+    def streams(self, representation: Representation) -> bool:
+        """True for bodies that are treated as they pass (`stream`), false for those that are gathered (`apply`)."""
+        return representation.family in STREAMED
+
+    def stream(
+        self,
+        representation: Representation,
+        reader: Reader,
+        nonces: Callable[[int], bytes],
+        limit: int,
+        caller: Caller = NOBODY_KNOWN,
+        message_coding: str = "",
+    ) -> BodyStream:
+        """The treatment of a body as it passes, holding at most about `limit` octets. `message_coding` is gRPC's."""
+        from meshguard.fields.body_stream import BodyStream
+
+        with failures(self.invalid):
+            return BodyStream(self, representation, self.work(reader, nonces, caller), limit, message_coding)
+
+    def work(self, reader: Reader, nonces: Callable[[int], bytes], caller: Caller) -> Work:
+        """The treatment of single values for `reader`."""
+        return Work(self._fields, self._actions_for(reader), nonces, caller)
+
+    def apply(
+        self,
+        body: bytes,
+        content_type: str,
+        reader: Reader,
+        nonces: Callable[[int], bytes],
+        now: float,
+        *,
+        caller: Caller = NOBODY_KNOWN,
+        coding: str = "",
+        limit: int = DECODED_LIMIT,
+    ) -> Transformed:
+        """Treat the whole `body` for `reader`. `nonces(n)` gives n random octets; `now` is epoch seconds, for rules that depend on it;
+        `caller` chooses the tenant; a body in a `coding` may have `limit` octets without it.
 
         Raises RequestError: BODY_NOT_INSPECTABLE, BODY_INVALID (a request) or RESPONSE_NOT_INSPECTABLE (a response), FIELD_NOT_OPENED,
-        KEY_UNAVAILABLE. An empty body passes.
+        KEY_UNAVAILABLE, TENANT_UNKNOWN. An empty body passes.
         """
         if not body:
             return Transformed(body, [])
-        if content_type not in self._accepted:
-            self._check_content_type(content_type)
         try:
-            spans = locate(body, self._matcher)
-            if not spans:
-                return Transformed(body, [])
-            work = _Work(self._fields, self._actions_for(reader.roles), nonces, len(spans))
-            values = [work.treat(owner, body[start:end]) for owner, _, start, end in spans]
-            result = splice(body, spans, values) if work.changed else body
-            if work.opened_container:
-                # an opened object or array must not bring in what another rule protects
-                locate(result, self._matcher)
-        except JsonError as exc:
-            raise RequestError(self._invalid, str(exc)) from None
-        except NotOpenedError as exc:
-            raise RequestError(FIELD_NOT_OPENED, str(exc)) from None
-        except KeysetError as exc:
-            raise RequestError(KEY_UNAVAILABLE, str(exc)) from None
-        return Transformed(result, work.operations())
+            representation = self._accepted.get(content_type)
+            if representation is None:
+                representation = parse_representation((content_type,))
+                self._check_type(representation)
+            plain = decode_body(coding, body, limit) if coding else body
+            work = Work(self._fields, self._actions_for(reader), nonces, caller)
+            rules = self.rules.json
+            if representation.family == "json" and rules is not None:
+                result = rules.treat(plain, work)
+            else:
+                result = self._other(plain, representation, work, limit)
+            if not work.changed:
+                return Transformed(body, work.operations())
+            return Transformed(encode_body(coding, result) if coding else result, work.operations())
+        except RequestError:
+            raise
+        except Exception as exc:
+            with failures(self.invalid):
+                raise exc
+            raise
 
-    def _actions_for(self, roles: frozenset[str]) -> tuple[Action, ...]:
-        actions = self._actions.get(roles)
+    def _other(self, body: bytes, representation: Representation, work: Work, limit: int) -> bytes:
+        family = representation.family
+        if family in STREAMED:
+            from meshguard.fields.body_stream import new_cutter
+
+            cutter = new_cutter(self, representation, work, limit, "")
+            return cutter.feed(body) + cutter.finish()
+        if family == "form" and self.rules.form:
+            return rewrite_pairs(body, self.rules.form, work)
+        if family == "multipart" and self.rules.form:
+            return rewrite_parts(body, boundary_of(representation.text), self.rules.form, work)
+        if family == "protobuf" and self.rules.protobuf is not None:
+            return self.rules.protobuf.treat(body, work)
+        raise NotReadableError("a format that no field rule of this route looks into")
+
+    def _actions_for(self, reader: Reader) -> tuple[Action, ...]:
+        actions = self._actions.get(reader.roles)
         if actions is None:
             if len(self._actions) >= MAX_REMEMBERED:
                 self._actions.clear()
-            actions = self._actions[roles] = tuple(field.action(roles) for field in self._fields)
+            actions = self._actions[reader.roles] = tuple(field.action(reader) for field in self._fields)
         return actions
 
-    def _check_content_type(self, value: str) -> None:
-        match = _MEDIA_TYPE.fullmatch(value)
-        if match is None:
-            raise RequestError(BODY_NOT_INSPECTABLE, "no valid Content-Type")
-        media_type = match[1].lower()
-        if media_type not in self._content_types and not (media_type.endswith("+json") and "+json" in self._content_types):
-            raise RequestError(BODY_NOT_INSPECTABLE, "a content type that no field rule of this route names")
-        for name, setting in _PARAMETER.findall(match[2]):
-            if name.lower() == "charset" and setting.strip('"').lower() not in ("utf-8", "utf8"):
-                raise RequestError(BODY_NOT_INSPECTABLE, "a charset other than UTF-8")
+    def _check_type(self, representation: Representation) -> None:
+        media_type = representation.media_type
+        if media_type not in self._content_types and not (
+            representation.family == "json" and media_type.endswith("+json") and "+json" in self._content_types
+        ):
+            raise NotReadableError("a content type that no field rule of this route names")
         if len(self._accepted) < MAX_REMEMBERED:
-            self._accepted.add(value)
-
-
-class _Work:
-    """The treatment of the values of one body, and its account."""
-
-    __slots__ = ("_actions", "_counts", "_drawn", "_fields", "_left", "_nonces", "_place", "changed", "opened_container")
-
-    def __init__(self, fields: Sequence[FieldPlan], actions: Sequence[Action], nonces: Callable[[int], bytes], count: int) -> None:
-        self._fields = fields
-        self._actions = actions
-        self._nonces = nonces
-        self._left = count  # values not treated yet: no more nonces than these are ever needed
-        self._drawn = b""
-        self._place = 0
-        self._counts: dict[tuple[str, int, int], int] = {}
-        self.changed = False
-        self.opened_container = False
-
-    def treat(self, number: int, raw: bytes) -> bytes | None:
-        """What stands in the place of `raw`, a value of field `number`; None takes it out."""
-        field = self._fields[number]
-        action = self._actions[number]
-        kind = action.kind
-        self._left -= 1
-        if kind == "remove":
-            self.changed = True
-            self._count("remove", number, 0)
-            return None
-        sealed = looks_sealed(raw)
-        if kind == "ciphertext":
-            if sealed or (raw == b"null" and not field.seal_null):
-                self._count("pass", number, 0)
-                return raw
-            value = field.envelope.seal(raw, self._nonce())
-            self.changed = True
-            self._count("seal", number, field.envelope.version)
-            return value
-        version = 0
-        if sealed:
-            raw, version = field.envelope.open(raw)
-            self.changed = True
-            if kind == "open":
-                self.opened_container |= raw[:1] in (b"{", b"[") or raw[:1].isspace()
-        if kind == "open":
-            self._count("open" if sealed else "pass", number, version)
-            return raw
-        if action.mask is None or (raw == b"null" and not field.seal_null):
-            self._count("pass", number, version)
-            return raw
-        self.changed = True
-        self._count("mask", number, version)
-        return apply_mask(action.mask, raw)
-
-    def _nonce(self) -> bytes:
-        """Random octets that are used once. Drawn for many values at a time: the call costs more than the octets."""
-        place = self._place
-        if place == len(self._drawn):
-            self._drawn = self._nonces(NONCE_BYTES * min(self._left + 1, NONCES_AT_ONCE))
-            place = 0
-        self._place = place + NONCE_BYTES
-        return self._drawn[place : self._place]
-
-    def _count(self, operation: str, number: int, version: int) -> None:
-        key = (operation, number, version)
-        self._counts[key] = self._counts.get(key, 0) + 1
-
-    def operations(self) -> list[FieldOperation]:
-        """What was done, by operation, field and key version."""
-        return [
-            FieldOperation(operation, self._fields[number].id, self._fields[number].envelope.keyset_name if version else "", version, count)
-            for (operation, number, version), count in self._counts.items()
-        ]
+            self._accepted[representation.text] = representation

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from meshguard.identity.jose import decode_base64url, parse_object
 from meshguard.model.errors import IdentityError
 
-__all__ = ["ALGORITHMS", "KeySet", "VerificationKey", "parse_jwks"]
+__all__ = ["ALGORITHMS", "KeySet", "VerificationKey", "certified_key", "parse_jwks"]
 
 MAX_KEYS = 128
 MIN_RSA_BITS = 2048
@@ -139,6 +139,19 @@ def parse_jwks(octets: bytes) -> KeySet:
     if not keys:
         raise IdentityError("bad_key_set", "; ".join(["no usable key", *skipped[:4]]))
     return KeySet(keys, skipped)
+
+
+def certified_key(key: object) -> VerificationKey:
+    """A public key out of a certificate, with the one algorithm of this house for its kind. Raises IdentityError(`key_weak`)."""
+    if isinstance(key, Ed25519PublicKey):
+        return VerificationKey("", frozenset(("EdDSA",)), key)
+    if isinstance(key, rsa.RSAPublicKey) and MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS:
+        return VerificationKey("", frozenset(("PS256",)), key)
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        for curve, algorithm, size, order in _CURVES.values():
+            if curve.name == key.curve.name:
+                return VerificationKey("", frozenset((algorithm,)), key, size, order)
+    raise IdentityError("key_weak", "a key that signs no tokens")
 
 
 def _key(member: object) -> VerificationKey:

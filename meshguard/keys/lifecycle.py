@@ -67,6 +67,8 @@ def change(path: Path, operation: str, version: int) -> KeysetRecord:
             wanted = " or ".join(state.value for state in starts)
             hint = " (rotate first)" if key.state is KeyState.PRIMARY else ""
             raise KeysetError(f"version {version} is {key.state.value}; {operation} needs one that is {wanted}{hint}")
-        record = replace(record, keys=tuple(key.with_state(end) if key.version == version else key for key in record.keys))
+        if end is not KeyState.ENABLED and any(tenant.wrapped and tenant.version == version for tenant in record.tenants.values()):
+            raise KeysetError(f"version {version} holds the secrets of tenants: `meshguard keys rewrap` moves them on first")
+        record = record.with_key(key.with_state(end))
         write_keyset(path, record)
     return record

@@ -18,8 +18,8 @@ __all__ = ["FieldOperation", "PeerFacts", "PlanFacts", "RequestRecord", "WebSock
 
 
 class FieldOperation:
-    """One act on a protected field: `operation` (`seal`, `open`, `mask`, `pass`, `remove`), `field` rule id, `keyset` and key `version`
-    (0 where none), `count` values. Never the value."""
+    """One act on a protected field: `operation` (`seal`, `open`, `mask`, `pass`, `remove`, `rewrap`), `field` rule id, `keyset` and key
+    `version` (0 where none), `count` values. Never the value."""
 
     __slots__ = ("count", "field", "keyset", "operation", "version")
 
@@ -74,7 +74,7 @@ class PlanFacts(Protocol):
 
 
 class WebSocketFacts(Protocol):
-    """If a WebSocket came to be, and how it ended: code of the first Close (0: none) and whose it was (`client`, `upstream`, `meshguard`)."""
+    """If a WebSocket came to be, and how it ended: code of the first Close (0: none) and whose it was (client, upstream, meshguard)."""
 
     @property
     def opened(self) -> bool: ...
@@ -143,6 +143,10 @@ class RequestRecord(Protocol):
     @property
     def client_address(self) -> str: ...  # the peer's, or what trusted proxies told of its client
     @property
+    def grpc_end(self) -> bytes | None: ...  # the field block with `grpc-status`; None where the request is no gRPC call
+    @property
     def subject(self) -> str: ...  # `sub` of the verified JWT, ""
+    @property
+    def chain(self) -> Sequence[str]: ...  # the callers on the way here as a decision token proves them, the direct one last; or empty
     @property
     def issuer(self) -> str: ...  # `iss` of the verified JWT, ""

@@ -92,7 +92,7 @@ class Channel(asyncio.Protocol):
         return (str(address[0]), int(address[1])) if isinstance(address, tuple) and len(address) >= 2 else ("", 0)
 
     def hand_over(self, application: Application) -> None:
-        """From now on `application` is told what happens: another protocol has begun on this stream."""
+        """Another application takes this one's place, perhaps with another protocol: `attached` and `connected` are the caller's to say."""
         if self._application is not _GONE:
             self._application = application
 

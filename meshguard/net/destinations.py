@@ -137,8 +137,8 @@ class Destinations:
     def __len__(self) -> int:
         return len(self._members)
 
-    def __iter__(self) -> Iterator[tuple[Cluster, Connector]]:
-        return iter([(member.cluster, member.connector) for member in (*self._members.values(), *self._ending)])
+    def __iter__(self) -> Iterator[Cluster]:
+        return iter([member.cluster for member in (*self._members.values(), *self._ending)])
 
     # -- requests -------------------------------------------------------------------------------------------------------
 
@@ -203,10 +203,16 @@ class Destinations:
 
     # -- life -----------------------------------------------------------------------------------------------------------
 
-    def reconfigure(self, settings: DestinationSettings, tls_of: Callable[[str], ClientTls | None], guard: AddressGuard) -> None:
+    def reconfigure(
+        self,
+        settings: DestinationSettings,
+        tls_of: Callable[[str], ClientTls | None],
+        new_connector: Callable[[ClientTls | None], Connector],
+        guard: AddressGuard,
+    ) -> None:
         """Takes other settings, or another identity: connections that are open take no further request; what runs finishes."""
         moved = (settings.address, settings.original) != (self.settings.address, self.settings.original)
-        self.settings, self._tls_of, self._guard = settings, tls_of, guard
+        self.settings, self._tls_of, self._new_connector, self._guard = settings, tls_of, new_connector, guard
         for key, member in list(self._members.items()):
             try:
                 member.connector.tls = tls_of(member.host)

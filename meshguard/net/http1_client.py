@@ -37,6 +37,9 @@ _PART_S = 5.0
 class UpstreamConnection:
     """An `Application` on a channel. `ready` completes when the channel is usable and the peer's identity is checked."""
 
+    protocol = "http/1.1"
+    unprocessed = False
+
     __slots__ = (
         "_body_sent",
         "_chunked",
@@ -181,7 +184,7 @@ class UpstreamConnection:
             self.channel.close()
             self.cluster.lost(self)
 
-    # -- a tunnel (net.tunnel.TunnelUpstream) -----------------------------------------------------------------------------
+    # -- a tunnel -------------------------------------------------------------------------------------------------------
 
     def open_tunnel(self, tunnel: Tunnel) -> bytes:
         """The answer was a valid 101: from now on what comes goes to the tunnel. Gives what came behind the head."""
@@ -196,12 +199,6 @@ class UpstreamConnection:
 
     def send_now(self, data: bytes) -> None:
         self.channel.write(data)
-
-    def hold(self) -> None:
-        self.channel.pause_reading()
-
-    def release(self) -> None:
-        self.channel.resume_reading()
 
     def part(self, *, abort: bool) -> None:
         """The tunnel is over. INVARIANT: an upgraded connection never goes back into the pool."""
@@ -240,6 +237,20 @@ class UpstreamConnection:
         if out:
             self._out = b""
             self.channel.write(out)
+
+    def replay(self) -> list[bytes] | None:
+        """Nothing is kept of a body; without one there is nothing to send again."""
+        return None if self._body_sent else []
+
+    def unused(self) -> None:
+        """Given back before anything was sent."""
+        self.cluster.release(self)
+
+    def pause_reading(self) -> None:
+        self.channel.pause_reading()
+
+    def resume_reading(self) -> None:
+        self.channel.resume_reading()
 
     def finish(self, request_complete: bool) -> None:
         """The response is whole. Gives the connection back, or closes it where reuse is in doubt."""

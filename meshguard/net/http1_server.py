@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,8 @@ _LINGER_S = 2.0
 
 class Http1Connection(Http1Answers):
     """An `Application` on a channel and the `Downstream` of its exchanges. See the module."""
+
+    protocol = "http/1.1"
 
     __slots__ = (
         "_client_done",
@@ -340,6 +343,10 @@ class Http1Connection(Http1Answers):
         elif now - self._since > limits.idle_s:
             self._close()
 
+    def wind_down(self) -> None:
+        """The answer to the next request is the last one: another process takes over the address."""
+        self.draining = True
+
     def finish(self) -> None:
         """No further request: closes now when idle, else after the answer under way (drain, expiry of the identity)."""
         self.draining = True
@@ -350,6 +357,18 @@ class Http1Connection(Http1Answers):
             self.stream.dismiss("draining", "shutdown")
         elif not self._lingering and not self._head_since:
             self._close()
+
+    @property
+    def exchanges(self) -> list[Stream]:
+        """What is under way: one or none."""
+        return [self.stream] if self.stream is not None else []
+
+    def recall(self, overstays: Callable[[Stream], bool]) -> bool:
+        """Ends the exchange under way, and the connection with it, when the policy no longer allows it."""
+        if self.stream is None or not overstays(self.stream):
+            return False
+        self.cut("policy_denied")
+        return True
 
     def cut(self, why: str) -> None:
         """The caller may no longer be served (`why` is for the record): what is under way is cut, then the connection ends."""

@@ -7,20 +7,15 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from meshguard.model.errors import UpstreamError
 from meshguard.model.reasons import DESTINATION_REFUSED, LOOP_DETECTED
+from meshguard.wire.forwarded import Network
 
-__all__ = ["AddressGuard", "Network", "is_literal", "is_local", "parse_networks"]
+__all__ = ["AddressGuard", "is_literal", "is_local"]
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-
-def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
-    """`10.0.0.0/8`, `fe80::/10`, single addresses. Raises ValueError."""
-    return tuple(ipaddress.ip_network(text, strict=False) for text in texts)
 
 
 def is_literal(host: str) -> bool:
@@ -63,7 +58,7 @@ class AddressGuard:
         if any(ip.version == network.version and ip in network for network in self._refused):
             raise UpstreamError(DESTINATION_REFUSED, f"{host} is in a refused range")
         for bound, own_port in self._own:
-            if own_port == port and (bound == ip or (bound.is_unspecified and is_local(ip))):
+            if own_port == port and (bound == ip or (bound.is_unspecified and bound.version == ip.version and is_local(ip))):
                 raise UpstreamError(LOOP_DETECTED, f"{host}:{port} is this proxy")
 
 

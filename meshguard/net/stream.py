@@ -14,21 +14,26 @@ from meshguard.model.reasons import Reason
 from meshguard.net.channel import Channel
 
 if TYPE_CHECKING:
+    from meshguard.net.cluster.cluster import Cluster
+    from meshguard.net.cluster.endpoint import Endpoint
     from meshguard.net.tunnel import Tunnel
 
-__all__ = ["Answer", "Downstream", "Handler", "Stream"]
+__all__ = ["Answer", "Downstream", "Handler", "Stream", "Upstream"]
 
 
 class Downstream(Protocol):
     """A door's stream: where the answer goes. Writes are corked until `flush` or the end, so that a short answer is one write."""
 
     stream: Stream | None
-    channel: Channel
-    """The connection: its writes can be held back until the ledger has the record."""
     request_held: bool
     """The client's body is held back (back-pressure)."""
     held_s: float
     """For how long it was, in all."""
+
+    @property
+    def channel(self) -> Channel:
+        """The connection: its writes can be held back until the ledger has the record."""
+        ...
 
     def send_whole(self, status: int, block: bytes, body: bytes) -> None:
         """A complete answer with a body, in one write."""
@@ -100,12 +105,70 @@ class Handler(Protocol):
     def refuse_head(self, door: Downstream, peer: Any, error: RequestError) -> None:
         """A request that could not even be parsed: answered and recorded."""
 
+    def forgo(self, door: Downstream, peer: Any, head: RequestHead, why: str, kind: str) -> None:
+        """A request that ended before its journey could begin: recorded."""
+
     def farewell(self, door: Any, peer: Any | None, reason: str) -> None:
         """The connection ended."""
 
 
+class Upstream(Protocol):
+    """What carries an exchange to its upstream: an HTTP/1.1 connection, or a stream of HTTP/2."""
+
+    cluster: Cluster
+    endpoint: Endpoint
+    reused: bool
+    """It has carried an exchange before: that it broke may be old news."""
+    answered: bool
+    """The head of a response came."""
+    unprocessed: bool
+    """The upstream has certainly not acted on the request: it may be sent again, whatever its method."""
+
+    @property
+    def protocol(self) -> str: ...
+
+    @property
+    def closed(self) -> bool: ...
+
+    def start(self, exchange: Answer, head: bytes, method: bytes, chunked: bool) -> None: ...
+    def send_data(self, data: bytes) -> None: ...
+    def send_end(self, trailers: bytes) -> None: ...
+    def flush(self) -> None: ...
+    def pause_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...
+
+    def replay(self) -> list[bytes] | None:
+        """The request body as far as it was sent, where it may be sent again."""
+
+    def finish(self, request_complete: bool) -> None: ...
+
+    def unused(self) -> None:
+        """Given back before anything was sent."""
+
+    def abandon(self) -> None: ...
+    def drop(self, reason: Reason) -> None: ...
+
+    @property
+    def expires(self) -> float | None:
+        """End of the peer's certificates, epoch seconds."""
+
+    def open_tunnel(self, tunnel: Tunnel) -> bytes:
+        """The answer was an acceptable 101 (on HTTP/2 a 2xx to an extended CONNECT): what comes goes to the tunnel. Gives what has come
+        behind the head already."""
+
+    def send_now(self, data: bytes) -> None:
+        """Octets of a tunnel."""
+
+    def part(self, *, abort: bool) -> None:
+        """The tunnel is over: the connection (or stream) ends, in order or at once, and carries nothing else. Called once."""
+
+
 class Answer(Protocol):
     """An exchange as an upstream connection sees it."""
+
+    @property
+    def request_complete(self) -> bool:
+        """All of the request is there, or there is no body."""
 
     def response_whole(self, head: ResponseHead, body: bytes) -> None:
         """Head, data and end in one: what most answers are."""

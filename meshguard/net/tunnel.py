@@ -24,10 +24,10 @@ from meshguard.model.errors import RequestError
 from meshguard.model.messages import ResponseHead
 from meshguard.model.reasons import UPSTREAM_RESET, Reason
 from meshguard.net.limits import WebSocketLimits
-from meshguard.net.stream import Downstream
+from meshguard.net.stream import Downstream, Upstream
 from meshguard.wire.websocket import GOING_AWAY, INTERNAL_ERROR, NO_STATUS, NORMAL, PING, POLICY, FrameScanner, close_frame, control_frame
 
-__all__ = ["Tunnel", "TunnelOwner", "TunnelUpstream"]
+__all__ = ["Tunnel", "TunnelOwner"]
 
 _PATIENCE_S: Final = 1.0
 """How long the other side may finish what it is sending before an offender gets its Close."""
@@ -41,19 +41,6 @@ class TunnelOwner(Protocol):
 
     def tunnel_over(self, tunnel: Tunnel, aborted: str, detail: str) -> None:
         """Nothing passes any more: it is put on record. `aborted` as in `model.record`."""
-
-
-class TunnelUpstream(Protocol):
-    """The upstream side: an HTTP/1.1 connection after its 101, or an HTTP/2 stream."""
-
-    expires: float | None
-
-    def send_now(self, data: bytes) -> None: ...
-    def hold(self) -> None: ...
-    def release(self) -> None: ...
-
-    def part(self, *, abort: bool) -> None:
-        """The tunnel is over: the connection (or stream) ends, in order or at once. Called once."""
 
 
 class Tunnel:
@@ -88,7 +75,7 @@ class Tunnel:
     )
 
     def __init__(
-        self, owner: TunnelOwner, door: Downstream, upstream: TunnelUpstream, limits: WebSocketLimits, *, compression: bool, end: float
+        self, owner: TunnelOwner, door: Downstream, upstream: Upstream, limits: WebSocketLimits, *, compression: bool, end: float
     ) -> None:
         """`end`: monotonic seconds at which it is over in any case (the route's deadline), or infinity."""
         frame, message = limits.frame_bytes, limits.message_bytes
@@ -122,6 +109,8 @@ class Tunnel:
 
     def request_data(self, data: bytes) -> None:
         scanner = self._from_client
+        if scanner.stopped:
+            return  # after its last word nothing counts (RFC 6455 section 5.5.1)
         if scanner.rest:  # its turn comes; the client is held meanwhile
             scanner.rest += data
             return
@@ -150,12 +139,12 @@ class Tunnel:
 
     def pause(self) -> None:
         self._client_full = True
-        self._upstream.hold()
+        self._upstream.pause_reading()
 
     def resume(self) -> None:
         self._client_full = False
         if not self._from_upstream.rest and not self._parted:
-            self._upstream.release()
+            self._upstream.resume_reading()
 
     def fail(self, exc: Exception) -> None:
         if not self._over:
@@ -170,13 +159,19 @@ class Tunnel:
             self._leave(GOING_AWAY, kind, why)
         else:
             self._part(POLICY, kind, why)
-            asyncio.get_running_loop().call_later(_CUT_S, self._door.reset)
+            asyncio.get_running_loop().call_later(_CUT_S, self._cut)
         return True
+
+    def _cut(self) -> None:
+        self._door.reset()
+        self._let_upstream_go(abort=True)
 
     # -- from the upstream (net.stream.Answer) ----------------------------------------------------------------------------
 
     def response_data(self, data: bytes) -> None:
         scanner = self._from_upstream
+        if scanner.stopped:
+            return
         if scanner.rest:
             scanner.rest += data
             return
@@ -225,6 +220,10 @@ class Tunnel:
         if not self._from_client.rest and not self._over:
             self._door.release_request()
 
+    @property
+    def request_complete(self) -> bool:
+        return self._from_client.stopped
+
     def response_whole(self, head: ResponseHead, body: bytes) -> None:
         self.response_head(head)
 
@@ -246,12 +245,15 @@ class Tunnel:
                 self._door.hold_request()
                 asyncio.get_running_loop().call_soon(self._catch_up, scanner)
             else:
-                self._upstream.hold()
+                self._upstream.pause_reading()
                 asyncio.get_running_loop().call_soon(self._catch_up, scanner)
         elif scanner.stopped:
             self._stopped(scanner)
-        elif self._leaving is not None and self._from_client.between_messages and self._from_upstream.between_messages:
+        elif self._leaving is not None and not self._failing and self._quiet():
             self._part(*self._leaving)
+
+    def _quiet(self) -> bool:
+        return self._from_client.between_messages and self._from_upstream.between_messages
 
     def _catch_up(self, scanner: FrameScanner) -> None:
         """Many small frames came in one read: the next few, after everybody else had a turn."""
@@ -265,7 +267,7 @@ class Tunnel:
         else:
             self.response_data(data)
             if not scanner.rest and not self._client_full and not self._parted:
-                self._upstream.release()
+                self._upstream.resume_reading()
 
     def _stopped(self, scanner: FrameScanner) -> None:
         """A Close came, or something that is not valid."""
@@ -281,9 +283,11 @@ class Tunnel:
             self.close_code, self.closed_by = scanner.close_code, "client" if by_client else "upstream"
         if by_client:
             self._told_upstream = True
+            self.request_bytes += len(scanner.close_frame)
             self._to_upstream(scanner.close_frame)
         else:
             self._told_client = True
+            self.response_bytes += len(scanner.close_frame)
             self._to_client(scanner.close_frame)
         if other.stopped:
             self._finish("", "")
@@ -323,7 +327,7 @@ class Tunnel:
         """Both get a Close when no message is under way, at the latest after `close_s`."""
         if self._leaving is None:
             self._leaving = (code, who, why)
-            if self._from_client.between_messages and self._from_upstream.between_messages:
+            if self._quiet():
                 self._part(code, who, why)
             else:
                 self._within(self._limits.close_s)
@@ -417,7 +421,7 @@ class Tunnel:
         if cut_upstream or (door_gone and aborted):
             self._let_upstream_go(abort=True)
         elif self._told_upstream:
-            self._upstream.release()  # its end has to be seen
+            self._upstream.resume_reading()  # its end has to be seen
             self._within(self._limits.close_s)  # the server closes first (RFC 6455 section 7.1.1): no TIME_WAIT here
         else:
             self._let_upstream_go(abort=False)

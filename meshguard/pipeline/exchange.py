@@ -11,17 +11,18 @@ connection calls `response_head`, `response_data`, `response_end`, `upstream_fai
 from __future__ import annotations
 
 import logging
-from time import monotonic, time
+from time import monotonic
 from typing import TYPE_CHECKING, cast
 
 from meshguard.model.errors import RequestError
 from meshguard.model.messages import CHUNKED, NO_BODY, ResponseHead
 from meshguard.model.reasons import (
     BODY_TOO_LARGE,
+    GRPC_NEEDS_HTTP2,
     INTERNAL_ERROR,
     LEDGER_UNAVAILABLE,
-    QUARANTINED,
     REQUEST_TIMEOUT,
+    UPGRADE_NOT_SUPPORTED,
     UPSTREAM_RESET,
     UPSTREAM_TIMEOUT,
     Reason,
@@ -29,22 +30,19 @@ from meshguard.model.reasons import (
 from meshguard.model.verdicts import Permit
 from meshguard.net.cluster.endpoint import Connection
 from meshguard.pipeline.inspection import Inspection
-from meshguard.pipeline.refusal import problem_response
+from meshguard.pipeline.refusal import answer_of, problem_response
+from meshguard.pipeline.repeat import repeatable
 from meshguard.pipeline.state import ExchangeState
 
 if TYPE_CHECKING:
     from meshguard.net.cluster.cluster import Cluster
-    from meshguard.net.http1_client import UpstreamConnection
-    from meshguard.net.stream import Downstream
+    from meshguard.net.stream import Downstream, Upstream
     from meshguard.net.tunnel import Tunnel
     from meshguard.pipeline.journey import Journey
 
 __all__ = ["Exchange"]
 
 log = logging.getLogger(__name__)
-
-# RFC 9110 section 9.2.1 and idempotence in section 9.2.2: only these are sent again when a kept-alive connection dies under them.
-_SAFE = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 
 
 class Exchange(ExchangeState):
@@ -73,9 +71,13 @@ class Exchange(ExchangeState):
         self.flush_request()
 
     def _take(self, conn: Connection) -> None:
-        connection = cast("UpstreamConnection", conn)  # what the connector of the cluster makes
+        connection = cast("Upstream", conn)  # what the connector of the cluster makes
         if self.ended:
-            connection.cluster.release(connection)
+            connection.unused()
+            return
+        if self.grpc_end is not None and connection.protocol != "h2":
+            connection.unused()
+            self.refuse(GRPC_NEEDS_HTTP2)
             return
         self._connection = connection
         self.upstream = connection.endpoint.key
@@ -86,13 +88,27 @@ class Exchange(ExchangeState):
         head = self.head
         if head is None:
             return
-        connection.start(self, self._head_out, head.method, self.request_length == CHUNKED)
+        if self.websocket is None:
+            connection.start(self, self._head_out, head.method, self.request_length == CHUNKED)
+        else:
+            head_out = self.websocket.head_for(connection.protocol, self._head_out)
+            connection.start(self, head_out, b"CONNECT" if connection.protocol == "h2" else head.method, False)
         if self._inspection is not None:
             self._inspection.release_request(self)
+        if self._replay is not None:
+            self._send_again(connection)
         if self._request_complete:
             connection.flush()
         elif self._door is not None and self._door.request_held:
             self._door.release_request()  # what of the body is here goes in one write with the head
+
+    def _send_again(self, connection: Upstream) -> None:
+        """What the client has sent before the first upstream said that it processed nothing."""
+        replay, self._replay = self._replay or [], None
+        for data in replay:
+            connection.send_data(data)
+        if self._request_complete:
+            connection.send_end(b"")
 
     def failed(self, reason: Reason, detail: str) -> None:
         """The cluster has no connection to give (Call interface)."""
@@ -120,8 +136,9 @@ class Exchange(ExchangeState):
         connection = self._connection
         if connection is not None:
             if trailers:
-                keep = self.plan is not None and self.plan.keep_trailers and self.peer.table is not None
+                keep = self.plan is not None and (self.plan.keep_trailers or self.grpc_end is not None) and self.peer.table is not None
                 trailers = self.peer.table.view.field_rules.trailers(trailers) if keep and self.peer.table is not None else b""
+                trailers = self._inspection.trailers(self, "request", trailers) if self._inspection is not None else trailers
             connection.send_end(trailers)
             connection.flush()
 
@@ -130,13 +147,17 @@ class Exchange(ExchangeState):
             self._connection.flush()
 
     @property
-    def connection(self) -> UpstreamConnection | None:
+    def request_complete(self) -> bool:
+        return self._request_complete
+
+    @property
+    def connection(self) -> Upstream | None:
         return self._connection
 
     def inspection(self, journey: Journey) -> Inspection:
         """The bodies of this exchange, for a route with field rules."""
         if self._inspection is None:
-            self._inspection = Inspection(journey)
+            self._inspection = Inspection(journey, self)
         return self._inspection
 
     def send_continue(self) -> None:
@@ -157,7 +178,7 @@ class Exchange(ExchangeState):
     def response_whole(self, head: ResponseHead, body: bytes) -> None:
         """The usual answer: all of it at once. The same as head, data and end, in a third of the calls."""
         plan, door, connection = self.plan, self._door, self._connection
-        if door is None or plan is None or plan.inspects_response or connection is None or not self._request_complete:
+        if door is None or plan is None or plan.inspects_response or connection is None or not self._request_complete or self.websocket:
             self.response_head(head)
             if body:
                 self.response_data(body)
@@ -168,10 +189,11 @@ class Exchange(ExchangeState):
         self.response_bytes = len(body)
         self._connection = self._door = None
         connection.finish(True)
+        block = head.block if plan.response_operations is None else plan.response_operations.apply(head.block)
         if not self.finish(door):
             self._unrecorded(door)
             return
-        door.send_whole(head.status, head.block if plan.response_operations is None else plan.response_operations.apply(head.block), body)
+        door.send_whole(head.status, block + self.limit_lines if self.limit_lines else block, body)
         door.exchange_over(True)
 
     def response_head(self, head: ResponseHead) -> None:
@@ -181,10 +203,15 @@ class Exchange(ExchangeState):
         if head.status < 200:
             self._interim(door, head)
             return
+        if self.websocket is not None and head.status < 300 and self.head is not None and self.head.minor == 2:
+            self.refuse(UPGRADE_NOT_SUPPORTED, "the upstream did not upgrade")  # to an extended CONNECT a 2xx means a tunnel
+            return
         self.answered = self._touched = monotonic()
         self.status = head.status
         plan = self.plan
         block = head.block
+        if self.grpc_end is not None and head.length == NO_BODY:
+            self.grpc_end = block  # trailers only
         if plan is not None:
             if plan.response_operations is not None:
                 block = plan.response_operations.apply(block)
@@ -197,6 +224,8 @@ class Exchange(ExchangeState):
         door = self._door
         if door is not None and (whole or self.begin_answer(door)):
             self._response_sent = True
+            if self.limit_lines:
+                block += self.limit_lines
             door.send_head(status, block, head.length if length is None else length, head.specials)
 
     def begin_answer(self, door: Downstream) -> bool:
@@ -215,24 +244,19 @@ class Exchange(ExchangeState):
 
     def _interim(self, door: Downstream, head: ResponseHead) -> None:
         if head.status == 101:
-            self._switch(door, head)
+            if self.websocket is not None and self._connection is not None:
+                self.status = head.status
+                if self.begin_answer(door):
+                    self.websocket.open(self, door, self._connection, head)
+            else:
+                self.upstream_failed(UPSTREAM_RESET, "switching protocols was not asked for")
             return
         self._interims += 1
         if self._interims > 16:  # a flood of interim answers keeps every deadline from running out
             self.upstream_failed(UPSTREAM_RESET, "too many interim responses")
             return
-        if head.status != 100:  # `Expect` was answered here
+        if head.status != 100 and (self.plan is None or not self.plan.inspects_response):  # `Expect` was answered here
             door.send_interim(head.status, head.block)
-
-    def _switch(self, door: Downstream, head: ResponseHead) -> None:
-        websocket, connection = self.websocket, self._connection
-        if websocket is None or connection is None:
-            self.upstream_failed(UPSTREAM_RESET, "switching protocols was not asked for")
-            return
-        self.status = head.status
-        if not self.begin_answer(door):
-            return
-        websocket.open(self, door, connection, head)
 
     def tunnel_over(self, tunnel: Tunnel, aborted: str, detail: str) -> None:
         """The tunnel that this exchange became has ended (`net.tunnel.TunnelOwner`)."""
@@ -269,13 +293,16 @@ class Exchange(ExchangeState):
         if connection is not None:
             connection.finish(reusable)
         if door is not None:
-            keep = trailers and self.plan is not None and self.plan.keep_trailers
+            keep = trailers and (self.grpc_end is not None or (self.plan is not None and self.plan.keep_trailers))
+            trailers = self._inspection.trailers(self, "response", trailers) if keep and self._inspection is not None else trailers
+            if self.grpc_end is not None and trailers:
+                self.grpc_end = trailers
             self._door = None
-            if not self.finish(door):
+            if self.finish(door):
+                door.send_end(trailers if keep else b"")
+                door.exchange_over(self._request_complete)
+            else:
                 door.reset()
-                return
-            door.send_end(trailers if keep else b"")
-            door.exchange_over(self._request_complete)
 
     def flush_response(self) -> None:
         if self._door is not None:
@@ -287,11 +314,9 @@ class Exchange(ExchangeState):
         """meshguard answers itself. After the response has begun there is only the abort."""
         if self.ended:
             return
-        self.refusal = reason
-        self.detail = detail
+        self.refusal, self.detail = reason, detail
         self._let_go()
-        door = self._door
-        self._door = None
+        door, self._door = self._door, None
         if door is None:
             self.finish()
             return
@@ -300,20 +325,12 @@ class Exchange(ExchangeState):
             self.finish()
             door.reset()
             return
-        self.status = reason.status
-        block, body = problem_response(reason, self.decision_id, self._retry_after_s(reason))
-        self.response_bytes = len(body)
-        if self.plan is not None and reason is self.plan.answer:
-            block += self.plan.location
+        block, body = answer_of(self, reason)
         if not self.finish(door):
             self._unrecorded(door)
             return
-        door.send_refusal(reason, block + self.peer.answer_lines, body)
+        door.send_refusal(reason, block, body)
         door.exchange_over(self._request_complete)
-
-    def _retry_after_s(self, reason: Reason) -> int:
-        until = self.peer.quarantined_until if reason is QUARANTINED else 0.0
-        return max(1, min(round(until - time()), 86400)) if until else 60 if reason is QUARANTINED else 1
 
     def upstream_failed(self, reason: Reason, detail: str) -> None:
         """The upstream connection broke or broke the rules. Safe requests whose kept-alive connection died unanswered go again."""
@@ -324,18 +341,12 @@ class Exchange(ExchangeState):
             connection.drop(reason)
         if self.ended or cluster is None:
             return
-        head = self.head
-        if (
-            reason is UPSTREAM_RESET
-            and connection is not None
-            and connection.reused
-            and not connection.answered
-            and not self._response_sent
-            and head is not None
-            and head.method in _SAFE
-            and head.length == NO_BODY
-            and cluster.may_retry(self)
-        ):
+        replay = None if connection is None or self._response_sent else repeatable(connection, self.head, reason)
+        if replay is not None and cluster.may_retry(self):
+            if replay and (self._inspection is None or not self._inspection.keeps_request):
+                self._replay = replay
+            if not self._request_complete and self._door is not None:
+                self._door.hold_request()
             cluster.submit(self)
             return
         self.refuse(reason, detail)
@@ -372,12 +383,12 @@ class Exchange(ExchangeState):
     def pause(self) -> None:
         """The client reads slowly."""
         if self._connection is not None:
-            self._connection.channel.pause_reading()
+            self._connection.pause_reading()
 
     def resume(self) -> None:
         self._touched = monotonic()
         if self._connection is not None:
-            self._connection.channel.resume_reading()
+            self._connection.resume_reading()
 
     def upstream_paused(self) -> None:
         if self._door is not None:
@@ -398,7 +409,9 @@ class Exchange(ExchangeState):
             return
         if plan.total_s and now - self.started > plan.total_s:
             self._deadline(UPSTREAM_TIMEOUT, "total time")
-        elif self.waiting_for_client:
+        elif self.deadline and now > self.deadline:
+            self._deadline(UPSTREAM_TIMEOUT, "grpc-timeout")
+        elif self.grpc_end is None and self.waiting_for_client:  # a call may be silent between two messages, see the last case
             held_s = self._door.held_s if self._door is not None else 0.0  # that was our doing, not the client's
             too_long = limits.body_total_s and now - self.started - held_s > limits.body_total_s
             if now - self._touched > limits.body_idle_s or too_long:
@@ -406,7 +419,7 @@ class Exchange(ExchangeState):
                 self.refuse(REQUEST_TIMEOUT, "body")
         elif self._connection is None:
             return  # the cluster has its own deadlines for connecting and queueing
-        elif not self.answered:
+        elif not self.answered and (self.grpc_end is None or self._request_complete):
             if now - max(self.forwarded, self._touched) > plan.response_s:
                 self._deadline(UPSTREAM_TIMEOUT, "response head")
         elif now - self._touched > limits.idle_s:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from meshguard.model.errors import IdentityError, RequestError
@@ -66,6 +66,20 @@ class RequestFacts:
             if colon:
                 headers.setdefault(name.decode("latin-1").lower(), []).append(value.strip(b" \t").decode("latin-1"))
         return headers
+
+    @property
+    def chain(self) -> Sequence[str]:
+        """The callers on the way here, as far as they are proven: the direct one last."""
+        exchange = self._exchange
+        if exchange.delegation is not None:
+            return exchange.delegation.chain
+        return (exchange.principal.spiffe_id,) if exchange.principal is not None else ()
+
+    @property
+    def principal(self) -> str | None:
+        """The caller's SPIFFE ID."""
+        principal = self._exchange.principal
+        return principal.spiffe_id if principal is not None else None
 
     @property
     def claims(self) -> Mapping[str, object] | None:

@@ -2,6 +2,8 @@
 
 The client's address is determined once for each request, from what trusted proxies appended, and everybody uses that one: the record,
 rate limits, and the fields sent on. What stands left of it is the client's own claim and goes no further.
+
+Only listeners that trust somebody, or write other fields than X-Forwarded-*, have one of these: `peer.forwarded_lines` serves the others.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from meshguard.wire.forwarded import (
 if TYPE_CHECKING:
     from meshguard.pipeline.peer import Peer
 
-__all__ = ["X_FORWARDED", "Forwarding"]
+__all__ = ["Forwarding"]
 
 X_FORWARDED, RFC_7239, NONE = "x-forwarded", "rfc7239", "none"
 _VIA = b"via: 1.1 meshguard\r\n"
@@ -66,10 +68,7 @@ class Forwarding:
             return peer.client_address, _certificates(peer, said.get(b"x-forwarded-client-cert", ())) + _VIA
         hops = self._hops(said)
         hops.append(_own(peer))
-        if self._networks:
-            client = client_by_networks(hops, self._networks)
-        else:
-            client = client_by_count(hops, self._count or 1)
+        client = client_by_networks(hops, self._networks) if self._networks else client_by_count(hops, self._count or 1)
         address = hops[client].address
         if not (self._count or self._networks):
             if self._kind == X_FORWARDED:

@@ -31,8 +31,9 @@ from meshguard.net.server_names import names_of
 from meshguard.net.tls import peer_chain
 from meshguard.pipeline.exchange import Exchange
 from meshguard.pipeline.facts import RequestFacts
-from meshguard.pipeline.inspection import InspectionBudget
-from meshguard.pipeline.peer import Peer
+from meshguard.pipeline.grpc import deadline_of, is_grpc, with_timeout
+from meshguard.pipeline.inspection_budget import InspectionBudget
+from meshguard.pipeline.peer import Peer, forwarded_lines
 from meshguard.policy.decision import Conditional
 from meshguard.policy.quarantine import NOBODY, Entry, Quarantine
 from meshguard.wire.serialise import CHUNKED_LINE
@@ -41,7 +42,7 @@ from meshguard.wire.trace_context import begin as begin_trace
 if TYPE_CHECKING:
     from meshguard.model.principal import Principal
     from meshguard.net.channel import Channel
-    from meshguard.net.http1_server import Http1Connection
+    from meshguard.net.listener import ServerDoor
     from meshguard.net.stream import Downstream, Stream
     from meshguard.pipeline.plan import Plan
     from meshguard.pipeline.snapshot import Snapshot
@@ -96,7 +97,7 @@ class Journey:
         self.observer = observer
         self.boot_id = boot_id
         self.next_number = next_number
-        self.connections: set[Http1Connection] = set()
+        self.connections: set[ServerDoor] = set()
         self.active = active  # gauge of requests under way
         self.budget = budget
         self.on_handshake_failure = on_handshake_failure
@@ -110,11 +111,17 @@ class Journey:
 
     # -- doors (net.stream.Handler) -------------------------------------------------------------------------------------
 
-    def welcome(self, door: Http1Connection, channel: Channel) -> Peer:
+    def welcome(self, door: ServerDoor, channel: Channel) -> Peer:
         """Identifies a new connection, once."""
         snapshot = self.snapshot
         view = snapshot.listeners[self.listener]
         peer = Peer(self.listener, view.limits, channel.peer, channel.local)
+        if view.capture != "none":
+            from meshguard.net.original import original_destination  # listeners that nothing is redirected to do not pay for it
+
+            peer.original = original_destination(channel.transport.get_extra_info("socket"), view.capture, view.address)
+            peer.local_address, peer.local_port = view.address  # what rules name as `ports`, whatever the client had wanted
+        peer.protocol = door.protocol
         tls = channel.tls
         if tls is not None:
             peer.tls_version = tls.version() or ""
@@ -150,8 +157,12 @@ class Journey:
         elif view.plaintext_until and not peer.tls_version:
             peer.expires = view.plaintext_until
         peer.trusted_proxy = peer.principal is not None and view.trusts is not None and view.trusts(peer.principal.spiffe_id)
-        peer.lines = view.forwarding.lines(peer, snapshot.own_id)
-        peer.forwarding = view.forwarding if view.forwarding.trusts(peer) else None
+        forwarding = view.forwarding
+        if forwarding is None:
+            peer.lines, peer.forwarding = forwarded_lines(peer, snapshot.own_id), None
+        else:
+            peer.lines = forwarding.lines(peer, snapshot.own_id)
+            peer.forwarding = forwarding if forwarding.trusts(peer) else None
         peer.answer_lines = view.answer_lines
         peer.limits = view.limits
         peer.table = snapshot.table(view, peer.principal)
@@ -190,7 +201,7 @@ class Journey:
         answered by the decision it began under: a change drops no request."""
         exchange = cast(Exchange, getattr(stream, "owner", stream))  # what `begin` has put there, or the tunnel that it has become
         plan, peer = exchange.plan, exchange.peer
-        if exchange.judged == snapshot.revision or (monotonic() - exchange.started < LONG_S and exchange.status != 101):
+        if exchange.judged == snapshot.revision or (monotonic() - exchange.started < LONG_S and exchange is stream):
             return False
         exchange.judged = snapshot.revision
         if plan is None or type(exchange.verdict) is not Permit or plan.policy_revision == snapshot.revision:
@@ -198,6 +209,8 @@ class Journey:
         outlook = snapshot.policy.bind(peer.principal).outlook(plan.method, plan.path, plan.readings, plan.host, peer.local_port)
         try:
             verdict = outlook.decide(RequestFacts(exchange, time())) if isinstance(outlook, Conditional) else outlook
+            if exchange.websocket is not None and not exchange.websocket.still_allowed(exchange, snapshot):
+                return True
         except RequestError:
             return True
         return not isinstance(verdict, Permit)
@@ -224,7 +237,12 @@ class Journey:
         self.active.value += 1
         exchange.refuse(error.reason, error.detail)
 
-    def farewell(self, door: Http1Connection, peer: Peer | None, reason: str) -> None:
+    def forgo(self, door: Downstream, peer: Peer, head: RequestHead, why: str, kind: str) -> None:
+        exchange = Exchange(self, door, peer, head, self.next_number())
+        self.active.value += 1
+        exchange.client_gone(why, kind)
+
+    def farewell(self, door: ServerDoor, peer: Peer | None, reason: str) -> None:
         self.connections.discard(door)
         if not self.connections and self.on_quiet is not None:
             self.on_quiet()
@@ -263,7 +281,7 @@ def identify(journey: Journey, exchange: Exchange) -> object:
     if time() >= peer.expires:
         raise RequestError(IDENTITY_EXPIRED)
     if journey.isolated is not None:
-        raise RequestError(UPSTREAM_QUARANTINED, "this workload is quarantined")
+        raise RequestError(QUARANTINED if peer.outbound else UPSTREAM_QUARANTINED, "this workload is quarantined")
     if journey.draining:
         raise RequestError(DRAINING)
     if journey.shedding:
@@ -310,11 +328,15 @@ def trace(journey: Journey, exchange: Exchange) -> object:
 
 
 def decide(journey: Journey, exchange: Exchange) -> object:
-    """The policy's answer. Nothing has been sent, and without a Permit nothing will be."""
+    """The policy's answer, and rate limits around it. Nothing has been sent, and without a Permit nothing will be."""
     plan = exchange.plan
     if plan is None:
         raise RequestError(INTERNAL_ERROR, "no plan")
-    outlook = plan.outlook
+    outlook, limits, facts = plan.outlook, plan.rate_limits, None
+    if limits is not None and limits.early:
+        limits.before_decision(exchange)
+    if plan.token_reader is not None:
+        exchange.delegation = plan.token_reader.read(exchange, journey.quarantine)
     if isinstance(outlook, Conditional):
         facts = RequestFacts(exchange, time())
         verdict = outlook.decide(facts)
@@ -326,17 +348,21 @@ def decide(journey: Journey, exchange: Exchange) -> object:
         raise RequestError(verdict.reason)
     if plan.refusal is not None:
         raise RequestError(plan.refusal, plan.refusal_detail)
+    if limits is not None and limits.late:
+        limits.after_decision(exchange, facts)
     return None
 
 
 def inspect(journey: Journey, exchange: Exchange) -> object:
-    """Field rules: a body that a rule has to read is gathered, bounded, and rewritten before it goes on (F1)."""
+    """Contracts and field rules: a body that one of them has to read is gathered, bounded, judged (E5) and rewritten (F1)."""
     plan = exchange.plan
-    if plan is None or not (plan.inspects_request or plan.inspects_response):
+    if plan is None or (plan.fields is None and plan.contract is None):
         return None
     inspection = exchange.inspection(journey)
-    inspection.prepare(exchange)
-    if plan.inspects_request and exchange.head is not None and exchange.head.length != NO_BODY:
+    judged = plan.contract is not None and inspection.judge(exchange, plan.contract)
+    if plan.fields is not None:
+        inspection.prepare(exchange)
+    if (plan.inspects_request or judged) and exchange.head is not None and exchange.head.length != NO_BODY:
         return HOLD if inspection.begin_request(exchange) else None
     return None
 
@@ -356,9 +382,11 @@ def forward(journey: Journey, exchange: Exchange) -> object:
     framing = b""
     if plan.request_operations is not None:
         block = plan.request_operations.apply(block)
+    if plan.token_writer is not None:
+        lines += plan.token_writer.line(exchange, verdict)
     if head.specials:
         for name, value in head.specials:
-            if name == b"upgrade" and b"websocket" in value.lower():
+            if (name == b"upgrade" and b"websocket" in value.lower()) or name == b":protocol":
                 block, framing = _upgrade(exchange, head, plan, block)
                 break
     length = exchange.request_length
@@ -367,9 +395,14 @@ def forward(journey: Journey, exchange: Exchange) -> object:
     elif length or head.method in _WITH_BODY:
         framing = b"content-length: %d\r\n" % length
     exchange.most = plan.attempts
-    if head.expect and not plan.inspects_request:
+    if head.minor == 2 and is_grpc(head):
+        exchange.grpc_end = b""
+        exchange.deadline = deadline_of(block, exchange.started)
+        block = (with_timeout(block, exchange.deadline) if exchange.deadline else block) + b"te: trailers\r\n"
+    if head.expect and not plan.inspects_request and not exchange.request_complete:
         exchange.send_continue()
-    exchange.forward(verdict, cluster, b"%b%b%b%b%b\r\n" % (plan.line, block, lines, exchange.trace_lines, framing))
+    line = plan.line if exchange.line is None else exchange.line
+    exchange.forward(verdict, cluster, b"%b%b%b%b%b\r\n" % (line, block, lines, exchange.trace_lines, framing))
     return None
 
 

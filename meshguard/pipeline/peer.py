@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Peer", "forwarded_lines"]
 
+_VIA = {"http/1.1": b"via: 1.1 meshguard\r\n", "h2": b"via: 2 meshguard\r\n"}
+
 
 class Peer:
     """See `model.record.PeerFacts`. `chain` is what the client presented (leaf first, DER): judged again when the trust changes.
@@ -82,7 +84,7 @@ def forwarded_lines(peer: Peer, own_id: str) -> bytes:
     if peer.principal is not None:
         peer.certificate_tag = xfcc.element(own_id, peer.principal)
         lines += b"x-forwarded-client-cert: %b\r\n" % peer.certificate_tag
-    return lines + b"via: 1.1 meshguard\r\n"
+    return lines + _VIA[peer.protocol]
 
 
 def chained_lines(peer: Peer, specials: Sequence[tuple[bytes, bytes]]) -> bytes:
@@ -100,4 +102,4 @@ def chained_lines(peer: Peer, specials: Sequence[tuple[bytes, bytes]]) -> bytes:
     certificates = xfcc.join(said.get(b"x-forwarded-client-cert", ()), peer.certificate_tag)
     if certificates:
         lines += b"x-forwarded-client-cert: %b\r\n" % certificates
-    return lines + b"via: 1.1 meshguard\r\n"
+    return lines + _VIA[peer.protocol]

@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from meshguard.net.cluster.cluster import Cluster
     from meshguard.net.cluster.settings import ClusterSettings
     from meshguard.net.destinations import Destination
+    from meshguard.pipeline.delegation import TokenReader, TokenWriter
+    from meshguard.pipeline.rate_limits import Limits
     from meshguard.pipeline.snapshot import ListenerView, Snapshot
     from meshguard.policy.decision import Binding, Conditional
+    from meshguard.validation.contract import Check
 
 __all__ = ["Plan", "Table"]
 
@@ -45,6 +48,7 @@ class Plan:
         "cluster",
         "cluster_object",
         "conditions",
+        "contract",
         "destination",
         "fields",
         "host",
@@ -59,14 +63,18 @@ class Plan:
         "policy_revision",
         "port",
         "query",
+        "rate_limits",
         "readings",
         "refusal",
         "refusal_detail",
+        "reports_place",
         "request_operations",
         "response_operations",
         "response_s",
         "route",
         "template",
+        "token_reader",
+        "token_writer",
         "total_s",
         "variants",
         "websocket",
@@ -94,6 +102,10 @@ class Plan:
         self.refusal_detail = ""
         self.variants: tuple[Plan, ...] = ()
         self.conditions: Route | None = None
+        self.contract: Check | None = None  # what the request is validated by
+        self.reports_place = False
+        self.token_reader: TokenReader | None = None
+        self.token_writer: TokenWriter | None = None
         self.fields = None
         self.inspects_request = False
         self.inspects_response = False
@@ -104,6 +116,7 @@ class Plan:
         self.response_s = 15.0
         self.total_s = 0.0
         self.line = b""
+        self.rate_limits: Limits | None = None
         self.answer: Reason | None = None  # what is answered before any decision (a redirect)
         self.location = b""
         self.body_bytes = 0
@@ -140,7 +153,9 @@ class Table:
         plan = Plan(method, host, target, snapshot.revision)
         plan.port = int(sent_authority[len(host) + 1 :] or 0)
         plan.outlook = self.binding.outlook(method, target.path, target.readings, host, local_port)
+        plan.rate_limits = self.view.limiter.of("") if self.view.limiter is not None else None
         plan.body_bytes = self.view.limits.body_bytes
+        plan.token_reader = self.view.token_reader
         if routes.serves is not None and not routes.serves(host):
             plan.refusal = MISDIRECTED
         if self.view.redirect is not None:
@@ -151,7 +166,8 @@ class Table:
         if not found:
             plan.refusal = NO_ROUTE
             return plan
-        plan.fields = snapshot.fields.plan(method, target.path, target.readings) if snapshot.fields is not None else None
+        if snapshot.fields is not None:
+            plan.fields = snapshot.fields.plan(method, target.path, target.readings, host, self.view.outbound)
         line = b"%b %b HTTP/1.1\r\n" % (method.encode("ascii"), _sent_target(target))
         if sent_authority:
             line += b"host: %b\r\n" % sent_authority
@@ -167,12 +183,14 @@ class Table:
     def _variant(self, base: Plan, route: Route, template: str) -> Plan:
         plan = Plan(base.method, base.host, Target(base.path, base.query, base.readings), base.policy_revision)
         plan.outlook, plan.fields, plan.line = base.outlook, base.fields, base.line
+        plan.token_reader = base.token_reader
         plan.conditions, plan.port, plan.body_bytes = route, base.port, self.view.limits.body_bytes
         self._follow(plan, route, template)
         return plan
 
     def _follow(self, plan: Plan, route: Route, template: str) -> None:
         plan.route = route.id
+        plan.rate_limits = self.view.limiter.of(route.id) if self.view.limiter is not None else None
         plan.template = template or getattr(plan.outlook, "template", "")
         plan.cluster = route.cluster
         cluster = plan.cluster_object = self.snapshot.clusters.get(route.cluster)
@@ -186,12 +204,16 @@ class Table:
         plan.attempts = route.attempts
         if route.body_bytes is not None:
             plan.body_bytes = route.body_bytes
+        plan.token_writer = route.token_writer
+        if route.contract is not None:
+            plan.contract = route.contract.check(plan.method, plan.path, plan.query)
+            plan.reports_place = route.contract.reports
         if not plan.host and b"\r\nhost:" not in plan.line:
             plan.line += b"host: %b\r\n" % route.cluster.encode("ascii")  # HTTP/1.0 without Host; HTTP/1.1 needs one
         fields = plan.fields
         if fields is not None:
             plan.inspects_request = fields.request is not None
-            plan.inspects_response = fields.response is not None
+            plan.inspects_response = fields.response is not None or fields.response_head is not None
 
     def _redirect(self, plan: Plan, redirect: Redirect, target: bytes) -> None:
         if not plan.host:

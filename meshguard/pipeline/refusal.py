@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from meshguard.model.reasons import QUARANTINED, TOKEN_INVALID, TOKEN_REQUIRED, WEBSOCKET_HANDSHAKE, Reason
+import json
+from time import time
+from typing import TYPE_CHECKING
 
-__all__ = ["PROBLEM_TYPE", "problem_response"]
+from meshguard.model.reasons import QUARANTINED, TOKEN_INVALID, TOKEN_REQUIRED, WEBSOCKET_HANDSHAKE, Reason
+from meshguard.pipeline.grpc import is_grpc, refusal_block
+
+if TYPE_CHECKING:
+    from meshguard.pipeline.state import ExchangeState
+
+__all__ = ["PROBLEM_TYPE", "answer_of", "problem_response"]
 
 PROBLEM_TYPE = "urn:meshguard:problem:"
 """Prefix of the `type` member: stable, and not a URL that anybody has to serve."""
 
 
-def problem_response(reason: Reason, decision_id: str, retry_after_s: int = 1) -> tuple[bytes, bytes]:
+def problem_response(reason: Reason, decision_id: str, retry_after_s: int = 1, place: str = "") -> tuple[bytes, bytes]:
     """(field block, body) of the refusal; `retry_after_s` is told where trying again can help. Both are made of constants and the id:
-    nothing the client sent comes back."""
+    nothing the client sent comes back, but for the `place` of a violation, where a route wants it told."""
+    violation = f',"violation":{json.dumps(place)}' if place else ""
     body = (
         f'{{"type":"{PROBLEM_TYPE}{reason.code}","title":"{reason.title}","status":{reason.status},'
-        f'"code":"{reason.code}","instance":"urn:meshguard:decision:{decision_id}"}}\n'
+        f'"code":"{reason.code}","instance":"urn:meshguard:decision:{decision_id}"{violation}}}\n'
     ).encode("ascii")
     block = b"content-type: application/problem+json\r\ncache-control: no-store\r\n"
     if reason is TOKEN_REQUIRED:
@@ -29,3 +38,21 @@ def problem_response(reason: Reason, decision_id: str, retry_after_s: int = 1) -
     elif reason.status == 405:
         block += b"allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n"
     return block, body
+
+
+def answer_of(exchange: ExchangeState, reason: Reason) -> tuple[bytes, bytes]:
+    """(field block, body) of the whole answer of `exchange` that refuses it, in the terms of its protocol; its status is set."""
+    head, plan = exchange.head, exchange.plan
+    exchange.status = reason.status
+    body = b""
+    if head is not None and head.minor == 2 and is_grpc(head):
+        exchange.status = 200
+        exchange.grpc_end = block = refusal_block(reason, exchange.decision_id)
+    else:
+        until = exchange.peer.quarantined_until if reason is QUARANTINED else 0.0
+        retry_after_s = max(1, min(round(until - time()), 86400)) if until else 60 if reason is QUARANTINED else 1
+        block, body = problem_response(reason, exchange.decision_id, retry_after_s, exchange.violation)
+    exchange.response_bytes = len(body)
+    if plan is not None and reason is plan.answer:
+        block += plan.location
+    return block + exchange.limit_lines + exchange.peer.answer_lines, body

@@ -7,9 +7,14 @@ once per (authority, path, method, identity) and kept in the plan.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from meshguard.wire.fields import field_values, remove_fields
 from meshguard.wire.target import STRICT, PathOptions
+
+if TYPE_CHECKING:
+    from meshguard.pipeline.delegation import TokenWriter
+    from meshguard.validation.contract import Contract
 
 __all__ = ["HeaderOperations", "Redirect", "Route", "RouteTable", "authority_matcher"]
 
@@ -34,6 +39,7 @@ class Route:
         "attempts",
         "body_bytes",
         "cluster",
+        "contract",
         "headers",
         "hosts",
         "id",
@@ -45,6 +51,7 @@ class Route:
         "request_operations",
         "response_operations",
         "response_s",
+        "token_writer",
         "total_s",
         "websocket",
     )
@@ -68,6 +75,8 @@ class Route:
         websocket: bool = True,
         body_bytes: int | None = None,
         attempts: int | None = None,
+        contract: Contract | None = None,
+        token_writer: TokenWriter | None = None,
     ) -> None:
         self.id = id
         self.cluster = cluster
@@ -85,6 +94,8 @@ class Route:
         self.websocket = websocket
         self.body_bytes = body_bytes
         self.attempts = attempts
+        self.contract = contract
+        self.token_writer = token_writer
 
     def could_match(self, host: str, path: str, method: str, principal: str | None) -> str | None:
         """The template (possibly empty) when everything but the header conditions matches, else None."""

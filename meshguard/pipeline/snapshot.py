@@ -8,26 +8,40 @@ from typing import TYPE_CHECKING
 
 from meshguard.model.principal import Principal
 from meshguard.net.limits import ConnectionLimits
-from meshguard.pipeline.forwarding import Forwarding
 from meshguard.pipeline.routes import Redirect, RouteTable
 from meshguard.wire.events import RequestEngine, WireLimits
 from meshguard.wire.semantics import FieldRules
 
 if TYPE_CHECKING:
     from meshguard.fields.compile import CompiledFields
-    from meshguard.fields.transforms import Reader
+    from meshguard.fields.views import Reader
     from meshguard.identity.trust import TrustStore
     from meshguard.net.cluster.cluster import Cluster
     from meshguard.net.destinations import Destinations
+    from meshguard.net.original import CaptureMode
+    from meshguard.pipeline.delegation import TokenReader
+    from meshguard.pipeline.forwarding import Forwarding
     from meshguard.pipeline.plan import Table
+    from meshguard.pipeline.rate_limits import Limiter
     from meshguard.pipeline.tokens import TokenVerifier
     from meshguard.policy.compiled import CompiledPolicy
+    from meshguard.wire.http2.engine import Http2Limits, ServerEngine, ServerSink
     from meshguard.wire.trace_context import Sampling
 
-__all__ = ["ListenerView", "Snapshot"]
+__all__ = ["Http2View", "ListenerView", "Snapshot"]
 
 _TABLES = 10_000
 """Identities with a table per listener; then the memo starts anew."""
+
+
+@dataclass(slots=True)
+class Http2View:
+    """HTTP/2 on a listener. `new_server(limits, rules, sink)`; `cleartext`: also without TLS, by its preface; `only`: nothing else."""
+
+    limits: Http2Limits
+    new_server: Callable[[Http2Limits, FieldRules, ServerSink], ServerEngine]
+    cleartext: bool
+    only: bool
 
 
 @dataclass(slots=True)
@@ -46,11 +60,15 @@ class ListenerView:
     shed_share: float = 0.95  # from here requests are refused
     configured: object = None  # the settings this view came from: equal ones change nothing for open connections
     trusts: Callable[[str], bool] | None = None
+    limiter: Limiter | None = None
     outbound: bool = False  # the caller is the own workload, whoever connects
-    original: bool = False  # connections were redirected here: the address that the client wanted is asked for
-    forwarding: Forwarding = field(default_factory=Forwarding)
+    capture: CaptureMode = "none"  # how connections are redirected here
+    address: tuple[str, int] = ("", 0)
+    forwarding: Forwarding | None = None  # None: X-Forwarded-* of our own, and nobody is believed
     redirect: Redirect | None = None
     answer_lines: bytes = b""  # on our own answers too
+    http2: Http2View | None = None
+    token_reader: TokenReader | None = None  # decision tokens are read here
     tables: dict[str, Table] = field(default_factory=dict)
 
 

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 
 from meshguard.model.messages import NO_BODY, RequestHead
 from meshguard.model.principal import Principal
-from meshguard.model.reasons import Reason
+from meshguard.model.reasons import REQUEST_INVALID, Reason
 from meshguard.model.record import FieldOperation
 from meshguard.model.verdicts import Denial, Permit
 from meshguard.net.cluster.calls import Call
 from meshguard.net.cluster.endpoint import Endpoint
 
 if TYPE_CHECKING:
+    from meshguard.identity.decision_token import Delegation
     from meshguard.net.cluster.cluster import Cluster
-    from meshguard.net.http1_client import UpstreamConnection
-    from meshguard.net.stream import Downstream
+    from meshguard.net.stream import Downstream, Upstream
     from meshguard.pipeline.inspection import Inspection
     from meshguard.pipeline.journey import Journey
     from meshguard.pipeline.peer import Peer
@@ -43,6 +43,7 @@ class ExchangeState(Call):
         "_inspection",
         "_interims",
         "_journey",
+        "_replay",
         "_request_complete",
         "_response_complete",
         "_response_length",
@@ -53,12 +54,17 @@ class ExchangeState(Call):
         "block",
         "client",
         "client_span_id",
+        "deadline",
+        "delegation",
         "detail",
         "ended",
         "forwarded",
+        "grpc_end",
         "head",
         "issuer",
         "judged",
+        "limit_lines",
+        "line",
         "lines",
         "number",
         "operations",
@@ -89,7 +95,8 @@ class ExchangeState(Call):
         self.ticket = None
         self._journey = journey
         self._door: Downstream | None = door
-        self._connection: UpstreamConnection | None = None
+        self._connection: Upstream | None = None
+        self._replay: list[bytes] | None = None  # request body to send again: the first upstream processed nothing
         self._cluster: Cluster | None = None
         self._inspection: Inspection | None = None
         self._head_out = b""
@@ -121,13 +128,18 @@ class ExchangeState(Call):
         self.client = ""  # its address where a trusted proxy told it; see `client_address`
         self.lines = b""  # what the upstream is told of the client, where it is not the peer's own
         self.block: bytes | None = None  # the field block to send where it is not the head's own
+        self.line: bytes | None = None  # request line and Host to send where they are not the plan's
         self.request_length = NO_BODY if head is None else head.length  # of the body as it goes to the upstream
         self.parent_id = b""
         self.span_id = b""  # derived off the path (telemetry.span_ids)
         self.client_span_id = b""
         self.sampled = False
+        self.grpc_end: bytes | None = None  # a gRPC call: what its answer ended with (b"": nothing yet)
+        self.deadline = 0.0  # that the client set for this call, monotonic; 0.0: none
+        self.limit_lines = b""  # what the client is told of rate limits
         self.operations: Sequence[FieldOperation] = ()
         self.subject = ""
+        self.delegation: Delegation | None = None  # who called whom on the way here, where a token says so
         self.websocket: WebSocket | None = None  # what was asked for, and what became of it
         self.issuer = ""
 
@@ -135,6 +147,16 @@ class ExchangeState(Call):
     def client_address(self) -> str:
         """Of the client as far as trusted proxies tell: for the record, rate limits and whoever else asks."""
         return self.client or self.peer.client_address
+
+    @property
+    def violation(self) -> str:
+        """Where in the request its contract was broken, if this client may know."""
+        return self._inspection.place if self.refusal is REQUEST_INVALID and self._inspection is not None else ""
+
+    @property
+    def chain(self) -> Sequence[str]:
+        """The proven callers, the direct one last; empty without a token."""
+        return self.delegation.chain if self.delegation is not None else ()
 
     @property
     def decision_id(self) -> str:

@@ -17,10 +17,10 @@ from meshguard.net.tunnel import Tunnel
 from meshguard.wire.websocket_handshake import accept_of, read_answer, read_offer, without_websocket_fields
 
 if TYPE_CHECKING:
-    from meshguard.net.http1_client import UpstreamConnection
-    from meshguard.net.stream import Downstream
+    from meshguard.net.stream import Downstream, Upstream
     from meshguard.pipeline.exchange import Exchange
     from meshguard.pipeline.plan import Plan
+    from meshguard.pipeline.snapshot import Snapshot
 
 __all__ = ["WebSocket"]
 
@@ -28,7 +28,7 @@ __all__ = ["WebSocket"]
 class WebSocket:
     """An exchange's wish for a tunnel, and the tunnel. The facts are the record's (`model.record.WebSocketFacts`)."""
 
-    __slots__ = ("_key", "_offer", "_tunnel")
+    __slots__ = ("_key", "_offer", "_tunnel", "_upgrade")
 
     def __init__(self, head: RequestHead, plan: Plan) -> None:
         """Raises RequestError: WEBSOCKET_DENIED by the route, UPGRADE_NOT_SUPPORTED where field rules would have to read what passes,
@@ -37,8 +37,12 @@ class WebSocket:
             raise RequestError(WEBSOCKET_DENIED)
         if plan.inspects_request or plan.inspects_response:
             raise RequestError(UPGRADE_NOT_SUPPORTED, "field rules cannot read a WebSocket")
-        self._offer = read_offer(head)
+        for name, value in head.specials:
+            if name == b":protocol" and value.lower() != b"websocket":
+                raise RequestError(UPGRADE_NOT_SUPPORTED, "not the protocol websocket")
+        self._offer = read_offer(head, keyed=head.minor != 2)
         self._key = b64encode(urandom(16))
+        self._upgrade = b"upgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-key: %b\r\n" % self._key
         self._tunnel: Tunnel | None = None
 
     @property
@@ -55,15 +59,31 @@ class WebSocket:
 
     def request(self, block: bytes) -> tuple[bytes, bytes]:
         """(field block, lines of the handshake) of our own request."""
-        lines = b"upgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-key: %b\r\n%b" % (self._key, self._offer.lines())
-        return without_websocket_fields(block), lines
+        return without_websocket_fields(block), self._upgrade + self._offer.lines()
 
-    def open(self, exchange: Exchange, door: Downstream, connection: UpstreamConnection, head: ResponseHead) -> None:
+    def head_for(self, protocol: str, head: bytes) -> bytes:
+        """Our request's head as it goes to an upstream that speaks `protocol`: over HTTP/2 there is neither upgrade nor key."""
+        return head.replace(self._upgrade, b":protocol: websocket\r\n", 1) if protocol == "h2" else head
+
+    def still_allowed(self, exchange: Exchange, snapshot: Snapshot) -> bool:
+        """Whether the routes of `snapshot` take WebSockets where this one was opened. Raises RequestError where nothing takes it."""
+        head, peer = exchange.head, exchange.peer
+        view = snapshot.listeners.get(peer.listener)
+        if head is None or view is None:  # a listener that is going says goodbye by itself
+            return True
+        plan = snapshot.table(view, peer.principal).make(head.method, head.authority, head.target, peer.local_port)
+        for variant in plan.variants:
+            if variant.conditions is not None and variant.conditions.headers_match(head.block):
+                plan = variant
+                break
+        return plan.refusal is None and plan.websocket
+
+    def open(self, exchange: Exchange, door: Downstream, connection: Upstream, head: ResponseHead) -> None:
         """The upstream has answered 101: the tunnel begins. Raises UpstreamError where the answer does not fit what was asked for."""
         offer = self._offer
-        agreement = read_answer(head, offer, self._key)
+        agreement = read_answer(head, offer, b"" if connection.protocol == "h2" else self._key)
         exchange.answered = monotonic()
-        exchange.status = 101
+        exchange.status = 101 if exchange.head is None or exchange.head.minor == 1 else 200
         plan, limits = exchange.plan, exchange.peer.limits
         block = head.block
         if plan is not None and plan.response_operations is not None:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from meshguard.model.errors import DocumentError, Problem
 from meshguard.policy.compiled import CompiledPolicy
-from meshguard.policy.conditions import USER, ClaimCondition, Condition, HeaderCondition, TimeCondition
+from meshguard.policy.conditions import USER, ChainCondition, ClaimCondition, Condition, HeaderCondition, TimeCondition
 from meshguard.policy.digest import policy_digest
 from meshguard.policy.documents import RESERVED_ROLES, PolicyDocument, RoleDocument, RuleDocument
 from meshguard.policy.expression import ExpressionCondition
@@ -144,6 +144,9 @@ class _Compiler:
         conditions += [ClaimCondition(path, values) for path, values in (document.claims or {}).items()]
         if document.times is not None:
             conditions.append(TimeCondition(document.times))
+        if document.chain is not None:
+            chain = document.chain
+            conditions.append(ChainCondition(chain.through or (), chain.never_through or (), chain.on_behalf_of or ()))
         if document.when is not None:
             conditions += self._expression(document.when, where)
         self._templates.append(templates)

@@ -11,12 +11,27 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from meshguard.policy.documents import HeaderDocument, WindowDocument
+from meshguard.policy.principals import PrincipalIndex, parse_principal
 from meshguard.policy.times import Window
 
-__all__ = ["USER", "ClaimCondition", "Condition", "Facts", "HeaderCondition", "TimeCondition", "claim_members", "member_key", "user_name"]
+__all__ = [
+    "USER",
+    "ChainCondition",
+    "ClaimCondition",
+    "Condition",
+    "Facts",
+    "HeaderCondition",
+    "TimeCondition",
+    "claim_members",
+    "member_key",
+    "user_name",
+]
 
 USER = ".user"
 """Path of what no token carries under this name: who it speaks for, as `jwt:ISSUER#SUB` and `jwt:ISSUER#*`. Documents cannot write it."""
+
+
+_NEVER, _BEGAN = -1, -2
 
 
 class Facts(Protocol):
@@ -36,6 +51,11 @@ class Facts(Protocol):
         """Epoch seconds."""
         ...
 
+    @property
+    def chain(self) -> Sequence[str]:
+        """SPIFFE IDs of the callers on the way here, who it began with first, the direct caller last; empty when nobody is known."""
+        ...
+
     def value(self, name: str) -> object:
         """A variable of an expression (see `expression.VARIABLES`), but for the claims and the time."""
         ...
@@ -49,6 +69,11 @@ class Condition(Protocol):
 
     @property
     def needs_claims(self) -> bool: ...
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """Equal for conditions that mean the same (hashable)."""
+        ...
 
     def allows(self, facts: Facts, claims: Mapping[str, object] | None) -> bool:
         """Whether an allow rule may count on it."""
@@ -89,6 +114,12 @@ class HeaderCondition:
         if values is None:
             return None
         return tuple(value.casefold() for value in values) if self._fold else tuple(values)
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        listed = (self._exact, self._prefix, self._suffix, self._contains)
+        values = tuple(None if each is None else frozenset(each) for each in listed)
+        return (self.kind, self._name, self._fold, self._present, self._absent, values)
 
     def allows(self, facts: Facts, claims: Mapping[str, object] | None) -> bool:
         lines = facts.header(self._name)
@@ -135,6 +166,10 @@ class ClaimCondition:
         self.keys = frozenset(map(member_key, values))
         self.text = f"{path} is {' or '.join(repr(value) for value in values[:8])}"
 
+    @property
+    def identity(self) -> tuple[object, ...]:
+        return (self.kind, self.path, self.keys)
+
     def allows(self, facts: Facts, claims: Mapping[str, object] | None) -> bool:
         return self.fits(claims)
 
@@ -146,10 +181,42 @@ class ClaimCondition:
         return claims is not None and any(member_key(member) in self.keys for member in claim_members(claims, self.path))
 
 
+class ChainCondition:
+    """Who the request has come from and through, as far as it is proven (`identity.decision_token`). Without a token the chain is the
+    direct caller alone; without a caller nothing about it is known, and an allow rule does not match."""
+
+    __slots__ = ("_began", "_index", "_through", "identity", "text")
+    kind = "chain"
+    needs_claims = False
+
+    def __init__(self, through: Sequence[str], never_through: Sequence[str], on_behalf_of: Sequence[str]) -> None:
+        filed = [(pattern, number) for number, pattern in enumerate(through)]
+        filed += [(pattern, _NEVER) for pattern in never_through] + [(pattern, _BEGAN) for pattern in on_behalf_of]
+        self._index = PrincipalIndex((parse_principal(pattern), number) for pattern, number in filed)
+        self._through = frozenset(range(len(through)))
+        self._began = bool(on_behalf_of)
+        self.identity: tuple[object, ...] = (self.kind, frozenset(through), frozenset(never_through), frozenset(on_behalf_of))
+        parts = (("through", through), ("never through", never_through), ("on behalf of", on_behalf_of))
+        self.text = "chain " + " and ".join(f"{word} {', '.join(values[:8])}" for word, values in parts if values)
+
+    def allows(self, facts: Facts, claims: Mapping[str, object] | None) -> bool:
+        chain = facts.chain
+        return bool(chain) and self._fits(chain)
+
+    def denies(self, facts: Facts, claims: Mapping[str, object] | None) -> bool:
+        return self._fits(facts.chain)
+
+    def _fits(self, chain: Sequence[str]) -> bool:
+        found = [self._index.find(member) for member in chain]
+        if self._began and not (found and _BEGAN in found[0]):
+            return False
+        return self._through <= set().union(*found[1:]) and not any(_NEVER in numbers for numbers in found)
+
+
 class TimeCondition:
     """Windows of time, one of which must be open."""
 
-    __slots__ = ("_windows", "text")
+    __slots__ = ("_windows", "identity", "text")
     kind = "time"
     needs_claims = False
 
@@ -157,6 +224,7 @@ class TimeCondition:
         self._windows = tuple(
             Window(entry.days, entry.opens, entry.closes, entry.timezone, entry.after, entry.before) for entry in documents
         )
+        self.identity: tuple[object, ...] = (self.kind, frozenset(window.text for window in self._windows))
         self.text = "time in " + " or ".join(window.text for window in self._windows[:8])
 
     def allows(self, facts: Facts, claims: Mapping[str, object] | None) -> bool:

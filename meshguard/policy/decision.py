@@ -22,7 +22,7 @@ from meshguard.model.verdicts import Denial, NearMiss, Permit, ShadowResult
 from meshguard.policy import near_miss
 from meshguard.policy.conditions import Condition, Facts
 from meshguard.policy.index import Crowd, Leaf, covering
-from meshguard.policy.rules import Rule
+from meshguard.policy.rules import Rule, role_meaning
 
 if TYPE_CHECKING:
     from meshguard.policy.compiled import CompiledPolicy
@@ -203,6 +203,13 @@ class Conditional:
             return _permit(allowed, digest, shadow, binding._roles(given))
         return self._denial(facts, claims, given, shadow)
 
+    def outline(self) -> tuple[tuple[str, tuple[object, ...]], ...]:
+        """What the verdict rests on, in the order of judgement: words, and a key that is equal where the meaning is."""
+        found = [_outlined(candidate, self._binding._policy) for candidate in self._denies]
+        if self._allowed is not None:
+            return (*found, ("else allow", ("allow",)))
+        return (*found, *(_outlined(candidate, self._binding._policy) for candidate in self._allows))
+
     def _shadow_results(
         self, facts: Facts, claims: Mapping[str, object] | None, given: frozenset[int], *, allow: bool
     ) -> tuple[ShadowResult, ...]:
@@ -234,6 +241,15 @@ class Conditional:
                 else:
                     miss = NearMiss(rule.id, failed[0].kind, failed[0].text)
         return Denial(reason, self._binding._policy.digest, None, miss, shadow)
+
+
+def _outlined(candidate: Candidate, policy: CompiledPolicy) -> tuple[str, tuple[object, ...]]:
+    rule, subject, _ = candidate
+    role = policy.roles[policy.role_names[subject]] if subject != _HELD else None
+    words = [condition.text for condition in rule.conditions] + ([f"role {role.name} by token"] if role is not None else [])
+    effect = "allow" if rule.allow else "deny"
+    meaning = frozenset(condition.identity for condition in rule.conditions)
+    return f"{effect} by {rule.id} if {' and '.join(words)}", (effect, meaning, role_meaning(role) if role is not None else None)
 
 
 def _permit(allowed: Candidate, digest: str, shadow: tuple[ShadowResult, ...], roles: frozenset[str]) -> Permit:

@@ -44,6 +44,10 @@ def _rule(rule: RuleDocument) -> dict[str, Any]:
         content["headers"] = {name: _header(header) for name, header in rule.headers.items()}
     if rule.claims is not None:
         content["claims"] = _claims(rule.claims)
+    if rule.chain is not None:
+        content["chain"] = {
+            name: sorted(values) for name in ("through", "never_through", "on_behalf_of") if (values := getattr(rule.chain, name))
+        }
     if rule.when is not None:
         content["when"] = rule.when
     if rule.times is not None:

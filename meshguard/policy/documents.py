@@ -223,6 +223,30 @@ class WindowDocument(_Document):
         return self
 
 
+class ChainDocument(_Document):
+    """Who a request must have come from and through; several keys must hold together.
+
+    through       each of these is among the later callers, the direct one included
+    never_through none of these is anywhere in the chain
+    on_behalf_of  it began with one of these"""
+
+    through: (
+        Annotated[list[Principal], BeforeValidator(_one_or_more), Field(min_length=1, max_length=8), AfterValidator(_unique)] | None
+    ) = None
+    never_through: (
+        Annotated[list[Principal], BeforeValidator(_one_or_more), Field(min_length=1, max_length=64), AfterValidator(_unique)] | None
+    ) = None
+    on_behalf_of: (
+        Annotated[list[Principal], BeforeValidator(_one_or_more), Field(min_length=1, max_length=64), AfterValidator(_unique)] | None
+    ) = None
+
+    @model_validator(mode="after")
+    def _something(self) -> ChainDocument:
+        if self.through is None and self.never_through is None and self.on_behalf_of is None:
+            raise ValueError("through, never_through or on_behalf_of")
+        return self
+
+
 class RuleDocument(_Document):
     """One rule: who may (`allow`) or may not (`deny`) do what. Exactly one of the two.
 
@@ -232,6 +256,7 @@ class RuleDocument(_Document):
     hosts    the authority without port: exact, or `*.suffix` for anything below the suffix
     headers  allow: the field is there and all its lines match; deny: one line, or one member of a comma list, matches
     claims   of the verified token; a list claim matches when one of its members does
+    chain    who the request came from and through, as decision tokens prove it
     when     a CEL expression (see `expression`) that must be true; one that cannot be evaluated counts against the request
     shadow   the rule decides nothing and is reported as would_allow or would_deny
     """
@@ -246,6 +271,7 @@ class RuleDocument(_Document):
     hosts: Annotated[list[Host], Field(min_length=1, max_length=1024), AfterValidator(_unique)] | None = None
     headers: Annotated[dict[FieldName, Header], Field(min_length=1, max_length=32)] | None = None
     claims: Annotated[dict[ClaimPath, ClaimValues], Field(min_length=1, max_length=32)] | None = None
+    chain: ChainDocument | None = None
     times: Annotated[list[WindowDocument], Field(min_length=1, max_length=64)] | None = None
     when: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
     shadow: bool = False
@@ -275,6 +301,9 @@ class TestRequestDocument(_Document):
 
     headers: dict[FieldName, Annotated[list[str], BeforeValidator(_one_or_more)]] = {}
     claims: dict[str, Any] | None = None
+    chain: list[Principal] | None = Field(
+        default=None, max_length=16, description="The callers before the caller itself, the first one first."
+    )
     host: str = "localhost"
     port: Port = 443
     time: Instant | None = None

@@ -46,7 +46,7 @@ _SHOWN = 120
 class ExpressionCondition:
     """One expression. Raises ValueError, with words, for one that does not parse or is not a condition."""
 
-    __slots__ = ("_evaluate", "_names", "needs_claims", "text")
+    __slots__ = ("_evaluate", "_names", "identity", "needs_claims", "text")
     kind = "expression"
 
     def __init__(self, source: str) -> None:
@@ -61,6 +61,7 @@ class ExpressionCondition:
         self._evaluate = expression.eval
         self._names = tuple(name for name in VARIABLES if re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", source))
         self.needs_claims = "claims" in self._names
+        self.identity: tuple[object, ...] = (self.kind, source)
         self.text = source if len(source) <= _SHOWN else source[: _SHOWN - 3] + "..."
 
     def allows(self, facts: Facts, claims: Mapping[str, object] | None) -> bool:

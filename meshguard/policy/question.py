@@ -16,7 +16,7 @@ class Question:
     """A request: `path` canonical with its `readings`, `headers` by lower-case name with every line, `claims` of a verified token (None:
     no token), `now` in epoch seconds. It is its own `Facts`."""
 
-    __slots__ = ("claims", "client", "headers", "host", "method", "now", "path", "port", "principal", "query", "readings")
+    __slots__ = ("before", "claims", "client", "headers", "host", "method", "now", "path", "port", "principal", "query", "readings")
 
     def __init__(
         self,
@@ -31,6 +31,7 @@ class Question:
         claims: Mapping[str, object] | None = None,
         query: str = "",
         client: str = "",
+        before: Sequence[str] = (),
     ) -> None:
         self.method = method
         self.path = path
@@ -42,12 +43,18 @@ class Question:
         self.claims = claims
         self.query = query
         self.client = client
+        self.before = tuple(before)  # callers before the principal
         self.principal: Principal | None = None  # set by `ask`
 
     def header(self, name: str) -> list[str]:
         """Every line of the field."""
         return list(self.headers.get(name, ()))
 
+
+    @property
+    def chain(self) -> Sequence[str]:
+        """The callers, the principal last."""
+        return (*self.before, self.principal.spiffe_id) if self.principal is not None else ()
 
     def value(self, name: str) -> object:
         """A variable of an expression."""

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from meshguard.policy.conditions import ClaimCondition, Condition, Facts
 from meshguard.policy.principals import PrincipalPattern
 
-__all__ = ["ANYONE", "AUTHENTICATED", "Role", "Rule", "host_keys"]
+__all__ = ["ANYONE", "AUTHENTICATED", "Role", "Rule", "host_keys", "role_meaning"]
 
 ANYONE = 0
 """Subject that every caller is, with or without identity."""
@@ -88,6 +88,12 @@ class Rule:
         if self.allow:
             return all(condition.allows(facts, claims) for condition in self.conditions)
         return all(condition.denies(facts, claims) for condition in self.conditions)
+
+
+def role_meaning(role: Role) -> tuple[object, ...]:
+    """What a role means, to be compared between policies."""
+    claims = frozenset(claim.identity for claim in role.claims)
+    return (role.name, frozenset(pattern.text for pattern in role.patterns), claims, role.both)
 
 
 def host_keys(host: str, depths: Collection[int]) -> tuple[str, ...]:

@@ -97,6 +97,7 @@ def _run(policy: CompiledPolicy, result: TestResult, canonicalise: Canonicalise,
             now=now if test.request.time is None else test.request.time.seconds(),
             headers=test.request.headers,
             claims=claims,
+            before=test.request.chain or (),
         )
         verdict: Permit | Denial = ask(policy, principal, question)
     except RequestError as exc:  # refused before any rule is asked

@@ -33,7 +33,7 @@ from meshguard.model.reasons import Reason
 from meshguard.model.record import RequestRecord
 from meshguard.model.verdicts import Denial, Permit
 from meshguard.telemetry.metrics import Registry
-from meshguard.telemetry.outcome import verdict_name
+from meshguard.telemetry.outcome import grpc_status, verdict_name
 from meshguard.telemetry.span_ids import SpanIds
 
 __all__ = ["MAX_DETAIL", "MAX_HOST", "MAX_METHOD", "MAX_PATH", "MAX_SUBJECT", "SCHEMA", "DecisionLog", "DecisionSink", "gap_line"]
@@ -149,6 +149,8 @@ class DecisionLog:
         if principal is not None:
             who["principal"] = principal.spiffe_id
             who["svid"] = self._svids.get(principal.thumbprint) or self._svid(principal)
+        if record.chain:
+            who["chain"] = list(record.chain)
         if record.subject:
             who["subject"] = _capped(record.subject, MAX_SUBJECT)
             if record.issuer:
@@ -215,6 +217,8 @@ class DecisionLog:
         websocket = record.websocket
         if websocket is not None and websocket.closed_by:
             outcome["websocket"] = {"close": websocket.close_code, "by": websocket.closed_by}
+        if record.grpc_end:
+            outcome["grpc_status"] = grpc_status(record.grpc_end)
 
         line: dict[str, object] = {
             "schema": SCHEMA,

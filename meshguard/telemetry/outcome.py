@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 from meshguard.model.reasons import Fault, Reason
 from meshguard.model.verdicts import Denial, Permit
 
-__all__ = ["METHODS", "OTHER_METHOD", "error_type", "method_name", "protocol_version", "verdict_name"]
+__all__ = ["GRPC_SERVER_ERRORS", "METHODS", "OTHER_METHOD", "error_type", "grpc_status", "method_name", "protocol_version", "verdict_name"]
 
 OTHER_METHOD = "_OTHER"
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"))
@@ -37,6 +39,20 @@ def verdict_name(verdict: type[Permit | Denial] | type[None], refusal: Reason | 
     if refusal is not None:
         return "refuse" if refusal.fault is Fault.DOWNSTREAM else "error"
     return "allow" if issubclass(verdict, Permit) else "error"
+
+
+_GRPC_STATUS = re.compile(rb"(?:\A|\n)grpc-status:[ \t]*([0-9]{1,3})[ \t]*\r", re.IGNORECASE).search
+GRPC_SERVER_ERRORS = frozenset((2, 4, 12, 13, 14, 15))
+"""UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE, DATA_LOSS: the codes that are an error of the server's side
+(OpenTelemetry semantic conventions for gRPC)."""
+
+
+def grpc_status(end: bytes | None) -> int | None:
+    """The status of a gRPC call from the block its answer ended with; None where there is none."""
+    if not end:
+        return None
+    match = _GRPC_STATUS(end)
+    return 2 if match is None else int(match[1])  # clients take a missing one for UNKNOWN
 
 
 def error_type(status: int, refusal: Reason | None, aborted: str) -> str:

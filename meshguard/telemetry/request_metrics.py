@@ -13,7 +13,7 @@ from meshguard.model.reasons import Reason
 from meshguard.model.record import RequestRecord, WebSocketFacts
 from meshguard.model.verdicts import Denial, Permit
 from meshguard.telemetry.metrics import OVERFLOW, SERIES_CAP, Family, HistogramValue, Kind, Labels, Registry, Slot
-from meshguard.telemetry.outcome import error_type, method_name, protocol_version, verdict_name
+from meshguard.telemetry.outcome import error_type, grpc_status, method_name, protocol_version, verdict_name
 
 __all__ = ["DURATION_BOUNDS_S", "SIZE_BOUNDS_BYTES", "RequestMetrics"]
 
@@ -84,6 +84,13 @@ class RequestMetrics:
         )
         self._closes = registry.counter(
             "meshguard.websocket.closes", "WebSockets by how they ended", "{connection}", ("listener", "code", "by"), cap
+        )
+        self._grpc = registry.counter(
+            "meshguard.grpc.requests",
+            "Finished gRPC calls by their status",
+            "{request}",
+            ("listener", "route", "cluster", "rpc.grpc.status_code"),
+            cap,
         )
         registry.collect(self.families)
 
@@ -156,6 +163,8 @@ class RequestMetrics:
                         self._shadow.labels(result.rule_id, result.effect).value += 1
                 if record.websocket is not None and record.websocket.opened:
                     self._closed(record, record.websocket)
+                if record.grpc_end:
+                    self._grpc.labels(peer.listener, route, cluster, str(grpc_status(record.grpc_end))).value += 1
                 if record.operations:
                     for act in record.operations:
                         self._operations.labels(act.field, act.operation, act.keyset).value += act.count

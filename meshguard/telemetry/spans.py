@@ -26,7 +26,7 @@ from meshguard.telemetry.otlp_encoding import (
     span_attribute,
     span_name,
 )
-from meshguard.telemetry.outcome import METHODS, error_type, method_name, protocol_version, verdict_name
+from meshguard.telemetry.outcome import GRPC_SERVER_ERRORS, METHODS, error_type, grpc_status, method_name, protocol_version, verdict_name
 from meshguard.telemetry.span_ids import SpanIds
 
 __all__ = ["SCHEMA_URL", "SpanRecorder", "SpanSink", "redacted_query"]
@@ -159,6 +159,12 @@ class SpanRecorder:
         if failed:
             error = error_type(status, refusal, record.aborted)
             attributes.append(span_attribute("error.type", error))
+        if record.grpc_end:
+            code = grpc_status(record.grpc_end) or 0
+            attributes.append(span_attribute("rpc.grpc.status_code", code))
+            if code in GRPC_SERVER_ERRORS and not failed:
+                failed = True
+                attributes.append(span_attribute("error.type", str(code)))
         return span(
             trace_id,
             span_id,

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 __all__ = [
     "Hop", "Network", "client_by_count", "client_by_networks", "forwarded_line", "is_within", "parse_forwarded", "parse_forwarded_for",
-    "parse_host", "parse_proto",
+    "parse_host", "parse_networks", "parse_proto",
 ]  # fmt: skip
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -112,6 +112,11 @@ def client_by_networks(hops: Sequence[Hop], networks: Sequence[Network]) -> int:
         if not is_within(text, networks):
             return index
     return 0
+
+
+def parse_networks(texts: Sequence[str]) -> tuple[Network, ...]:
+    """`10.0.0.0/8`, `fe80::/10`, single addresses. Raises ValueError."""
+    return tuple(ipaddress.ip_network(text, strict=False) for text in texts)
 
 
 def is_within(address: str, networks: Sequence[Network]) -> bool:

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,21 @@ SLOW = ("9.*", "12.*", "13.*")
 """Large messages and compression: most of the time."""
 
 
-def suite(python2: str) -> list[str]:
-    """The command that runs `wstest`, installed on first use."""
+ECHO = """from twisted.internet import reactor
+from autobahntestsuite.testee import TesteeServerFactory
+reactor.listenTCP({port}, TesteeServerFactory("ws://127.0.0.1:{named}"), interface="127.0.0.1")
+reactor.run()
+"""
+"""The suite's echo server. It insists on the port that `Host` names, so the one behind the proxy has to be told the proxy's."""
+
+
+def python2_with_suite(python2: str) -> Callable[[str], list[str]]:
+    """The command that runs a piece of Python 2 with the suite, which is installed on first use."""
     packages = HOME / "packages"
     if not (packages / "autobahntestsuite").is_dir():
         subprocess.run([python2, "-m", "pip", "install", "--quiet", "--target", str(packages), "autobahntestsuite"], check=True)
-    start = f"import site, sys; site.addsitedir({str(packages)!r}); from autobahntestsuite.wstest import run; run()"
-    return [python2, "-W", "ignore", "-c", start]
+    start = f"import site; site.addsitedir({str(packages)!r})\n"
+    return lambda source: [python2, "-W", "ignore", "-c", start + source]
 
 
 def verdicts(out: Path) -> dict[str, dict[str, tuple[str, str]]]:
@@ -56,37 +65,44 @@ def main() -> int:
     parser.add_argument("--cases", nargs="*", default=["*"], help='for example "1.*" "6.4.*"; default all')
     parser.add_argument("--quick", action="store_true", help="without large messages and compression")
     options = parser.parse_args()
-    command = suite(options.python2)
+    command = python2_with_suite(options.python2)
     out = HOME / "reports"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        port = free_port()
         log = stack.enter_context((out / "echo.log").open("wb"))
-        server = subprocess.Popen([*command, "-m", "testeeserver", "-w", f"ws://127.0.0.1:{port}"], cwd=out, stdout=log, stderr=log)
-        stack.callback(server.wait)
-        stack.callback(server.terminate)
-        eventually(lambda: listening(port), "the echo server", 30)
+
+        def echo(named: int) -> int:
+            port = free_port()
+            source = ECHO.format(port=port, named=named or port)
+            server = subprocess.Popen(command(source), cwd=out, stdout=log, stderr=log)
+            stack.callback(server.wait)
+            stack.callback(server.terminate)
+            eventually(lambda: listening(port), "the echo server", 30)
+            return port
+
+        front = free_port()
         configuration: dict[str, Any] = {
-            "listeners": {"default": {"tls": "none", "to": "echo"}},
-            "clusters": {"echo": {"endpoints": [f"127.0.0.1:{port}"]}},
+            "listeners": {"default": {"tls": "none", "to": "echo", "_port": front}},
+            "clusters": {"echo": {"endpoints": [f"127.0.0.1:{echo(front)}"]}},
         }
         everything = {"all.yaml": {"rules": [{"id": "all", "allow": "anyone", "paths": ["/**"]}]}}
         proxy = stack.enter_context(Proxy(directory, configuration, policies=everything))
         spec = {
             "outdir": str(out),
             "servers": [
-                {"agent": "direct", "url": f"ws://127.0.0.1:{port}"},
-                {"agent": "proxied", "url": f"ws://127.0.0.1:{proxy.ports['default']}"},
+                {"agent": "direct", "url": f"ws://127.0.0.1:{echo(0)}"},
+                {"agent": "proxied", "url": f"ws://127.0.0.1:{front}"},
             ],
             "cases": options.cases,
             "exclude-cases": list(SLOW) if options.quick else [],
             "exclude-agent-cases": {},
         }
         (out / "spec.json").write_text(json.dumps(spec))
-        with (out / "client.log").open("wb") as log:
-            subprocess.run([*command, "-m", "fuzzingclient", "-s", str(out / "spec.json")], cwd=out, stdout=log, stderr=log, check=True)
+        with (out / "client.log").open("wb") as said:
+            run = "from autobahntestsuite.wstest import run; import sys; sys.argv[1:] = ['-m', 'fuzzingclient', '-s', 'spec.json']; run()"
+            subprocess.run(command(run), cwd=out, stdout=said, stderr=said, check=True)
         assert "Traceback" not in proxy.stderr_text, proxy.stderr_text[-4000:]
     found = verdicts(out)
     direct, proxied = found["direct"], found["proxied"]

@@ -45,9 +45,11 @@ def test_policy_says_every_rule_once(count: int, name: str, parser: Any) -> None
 
 
 def test_configuration_differs_by_variant() -> None:
-    ports = {"inbound": 1, "plain": 2, "admin": 3, "upstream": 4}
+    ports = {"inbound": 1, "plain": 2, "admin": 3, "upstream": 4, "http2": 5}
     usual = subject.configuration(subject.Variant(), Path("/certs"), ports, Path("/log"))
-    assert usual["listeners"]["inbound"] == {"address": "127.0.0.1:1", "tls": "mutual", "to": "app", "engine": "default"}
+    routes = [{"id": "calls", "paths": ["/orders.v1.Orders/**"], "to": "calls"}, {"id": "app", "to": "app"}]
+    assert usual["listeners"]["inbound"] == {"address": "127.0.0.1:1", "tls": "mutual", "routes": routes, "engine": "default"}
+    assert usual["clusters"]["calls"] == {"endpoints": ["127.0.0.1:5"], "protocol": "h2"}
     assert usual["telemetry"]["otlp"] == "http://127.0.0.1:4"
     other = subject.configuration(subject.Variant(engine="reference", traces=False), Path("/certs"), ports, None)
     assert other["listeners"]["plain"]["engine"] == "reference"

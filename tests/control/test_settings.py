@@ -176,7 +176,7 @@ def test_errors_of_values_and_between_sections_are_told_together() -> None:
     assert told(text) == [
         "3:3: listeners.inbound.address: expected a value: this key is required",
         "3:21: listeners.inbound.adress: expected one of the keys address, authorities, capture, certificate, certificates, direction,"
-        " engine, forwarded, hsts, key, limits, permissive_until, redirect, routes, strip_headers, tls, ...; did you mean 'address'?",
+        " engine, forwarded, hsts, key, limits, permissive_until, protocols, rate_limits, redirect, routes, ...; did you mean 'address'?",
         "3:40: listeners.inbound.to: expected the name of a cluster (app), got 'ap'; did you mean 'app'?",
         "5:21: clusters.app.endpoints[0]: expected brackets around an IPv6 address, such as [::1]:8080, got '::1:80'",
         "5:54: clusters.app.timeouts.connect_s: expected a number above 0, got -1",
@@ -267,7 +267,7 @@ def test_a_cluster_that_cannot_be(profile: str, cluster: str, expected: str) -> 
         ("jwt: [{issuer: i, audiences: [a], jwks: 'https://u:p@i.example/jwks'}]", "a URL without a user name or password"),
         ("jwt: [{issuer: i, audiences: [a], jwks: f, algorithms: [HS256]}]", "did you mean 'ES256'?"),
         ("jwt: [{issuer: i, audiences: [a], jwks: f, algorithms: [none]}]", "ES256, ES384"),
-        ("keys: {k: {provider: vault, path: x}}", "expected file, got 'vault'"),
+        ("keys: {k: {provider: valt, path: x}}", "expected file, vault, awskms or pkcs11, got 'valt'"),
         ("keys: {'a b': {provider: file, path: x}}", "a name of letters, digits"),
         ("telemetry: {sample: 2}", "a number at most 1"),
         ("telemetry: {otlp: 'collector:4318'}", "a URL such as http://collector:4318"),

@@ -10,6 +10,8 @@ from typing import Any
 from meshguard.fields.compile import CompiledFields, compile_fields
 from meshguard.fields.keyset import DataKey, Keyset, KeyState
 from meshguard.fields.transforms import Reader, Transform
+from meshguard.model.errors import RequestError
+from meshguard.model.reasons import Reason
 
 KEY = bytes(range(32))
 OTHER_KEY = bytes(range(1, 33))
@@ -73,3 +75,11 @@ def envelope_of(body: bytes, *path: str) -> str:
         value = value[name]
     assert isinstance(value, str)
     return value
+
+
+def outcome(found: Transform, body: bytes, *roles: str) -> bytes | Reason:
+    """The new body, or why there is none."""
+    try:
+        return apply(found, body, *roles)
+    except RequestError as error:
+        return error.reason

@@ -140,7 +140,7 @@ def test_an_invalid_body_is_refused_on_either_side(body: bytes) -> None:
     [
         (["application/json"], []), (["Application/JSON ; charset=UTF-8"], ["identity"]), (['application/json;charset="utf-8"'], [""]),
         (["application/problem+json"], ["identity, identity"]), (["application/json; profile=x; q=\"a b\""], []),
-        (["application/json;"], []),
+        (["application/json;"], []), (["application/json"], ["gzip"]), (["application/json"], ["GZIP"]), (["application/json"], ["br"]),
     ],
 )  # fmt: skip
 def test_bodies_that_can_be_inspected(types: list[str], codings: list[str]) -> None:
@@ -154,7 +154,8 @@ def test_bodies_that_can_be_inspected(types: list[str], codings: list[str]) -> N
         (["application/xml"], []),
         (["application/jsonx"], []), (["application/x-json"], []), (["json"], []), ([""], []), (["application/json; charset=utf-16"], []),
         (["application/json; charset=latin1; charset=utf-8"], []), (["application/json;charset=utf-8;CHARSET=utf-7"], []),
-        (["application/json"], ["gzip"]),
+        (["application/json"], ["deflate"]), (["application/json"], ["gzip", "gzip"]), (["application/json"], ["gzip, br"]),
+        (["application/json"], ["x-gzip"]),
         (["application/json"], ["identity", "br"]), (["application/json"], ["identity, gzip"]), (["application/json\x00"], []),
         (["application/json; x"], []),
         (["application/x-ndjson"], []), (["application/json; charset='utf-16'"], []),

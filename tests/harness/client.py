@@ -91,7 +91,7 @@ class RawClient:
         server_name: str | None = None,
     ) -> None:
         self.deadline_s = deadline_s
-        raw = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        raw = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, socket.SOCK_STREAM)
         try:
             if receive_buffer:
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)

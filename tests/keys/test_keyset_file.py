@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import threading
@@ -20,7 +19,6 @@ from meshguard.keys import file as provider_file
 from meshguard.keys.file import RANGE, load_keyset
 from meshguard.keys.keyset_file import read_keyset, read_uses, write_uses
 from meshguard.keys.lifecycle import change, create, rotate
-from meshguard.keys.registry import PROVIDERS, provider
 from meshguard.model.errors import KeysetError
 
 NONCE = bytes(12)
@@ -204,24 +202,8 @@ def test_a_crash_while_writing_leaves_the_old_file(path: Path, monkeypatch: pyte
     assert load_keyset(path, "orders-pii").primary is not None
 
 
-@pytest.mark.parametrize("kind", [name for name, _ in PROVIDERS])
-def test_every_provider_loads_its_keyset(tmp_path: Path, kind: str) -> None:
-    source = provider(kind, "orders-pii", tmp_path / "k.json", True)
-    found = asyncio.run(source.load())
+def test_a_keyset_in_a_file_seals_and_opens(tmp_path: Path) -> None:
+    found = load_keyset(tmp_path / "k.json", "orders-pii", create=True)
     assert isinstance(found, Keyset)
-    assert found.name == source.name == "orders-pii"
+    assert found.name == "orders-pii"
     assert Envelope(found, "f").open(Envelope(found, "f").seal(b"1", NONCE)) == (b"1", 1)
-
-
-def test_a_watch_tells_of_rotation_and_not_of_uses(path: Path) -> None:
-    async def run() -> None:
-        changes = provider("file", "orders-pii", path, False).watch()
-        waiting = asyncio.ensure_future(anext(aiter(changes)))
-        await asyncio.sleep(0.5)  # the watch has begun
-        await asyncio.to_thread(load_keyset, path, "orders-pii")
-        done, _ = await asyncio.wait({waiting}, timeout=0.5)
-        assert not done
-        await asyncio.to_thread(rotate, path, 0.0)
-        await asyncio.wait_for(waiting, 10)
-
-    asyncio.run(run())

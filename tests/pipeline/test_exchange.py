@@ -76,6 +76,9 @@ class Door:
 
 
 class Connection:
+    protocol = "http/1.1"
+    unprocessed = False
+
     def __init__(self, cluster: Cluster, *, reused: bool = False) -> None:
         self.cluster = cluster
         self.endpoint = SimpleNamespace(key="192.0.2.9:80")
@@ -84,7 +87,15 @@ class Connection:
         self.answered = False
         self.closed = False
         self.log: list[str] = []
-        self.channel = SimpleNamespace(pause_reading=lambda: self.log.append("pause"), resume_reading=lambda: self.log.append("resume"))
+
+    def pause_reading(self) -> None:
+        self.log.append("pause")
+
+    def resume_reading(self) -> None:
+        self.log.append("resume")
+
+    def unused(self) -> None:
+        self.cluster.release(self)
 
     def start(self, exchange: Any, head: bytes, method: bytes, chunked: bool) -> None:
         self.log.append(f"start {head.split()[0].decode()} {chunked}")
@@ -345,7 +356,9 @@ def test_a_body_that_an_inspection_waits_for_has_the_same_time(dribbles: bool) -
     """Nothing is forwarded yet, so there is no upstream connection to look after; the client is as slow as elsewhere."""
     world = World(POST, started=False, body_total_s=30.0)
     world.exchange.plan.total_s = 0.0  # type: ignore[union-attr,misc]
-    world.exchange._inspection = SimpleNamespace(takes_request=lambda exchange, data: True, close=lambda: None)  # type: ignore[assignment]
+    world.exchange._inspection = SimpleNamespace(  # type: ignore[assignment]
+        takes_request=lambda exchange, data: True, close=lambda: None, place=""
+    )
     world.exchange.request_data(b"h")
     if dribbles:
         world.exchange.started -= 29

@@ -118,10 +118,12 @@ class Record:
         "aborted",
         "answered",
         "attempts",
+        "chain",
         "client_span_id",
         "detail",
         "ended",
         "forwarded",
+        "grpc_end",
         "head",
         "issuer",
         "number",
@@ -171,9 +173,12 @@ class Record:
         sampled: bool = False,
         operations: Sequence[FieldOperation] = (),
         subject: str = "",
+        chain: tuple[str, ...] = (),
         websocket: WebSocketFacts | None = None,
         issuer: str = "",
+        grpc_end: bytes | None = None,
     ) -> None:
+        self.grpc_end = grpc_end
         self.number = number
         self.peer = peer
         self.principal = peer.principal
@@ -199,6 +204,7 @@ class Record:
         self.sampled = sampled
         self.operations = operations
         self.subject = subject
+        self.chain = chain
         self.websocket = websocket
         self.issuer = issuer
 

@@ -89,7 +89,8 @@ def test_the_client_behind_known_proxies() -> None:
 def test_written_forwarded() -> None:
     hops = [Hop("203.0.113.9", b"https", b"shop.example:8443"), Hop("2001:db8::1", b"http", b"shop.example"), Hop("")]
     assert forwarded_line(hops) == (
-        b'forwarded: for=203.0.113.9;proto=https;host="shop.example:8443", for="[2001:db8::1]";proto=http;host=shop.example, for=unknown\r\n'
+        b'forwarded: for=203.0.113.9;proto=https;host="shop.example:8443", '
+        b'for="[2001:db8::1]";proto=http;host=shop.example, for=unknown\r\n'
     )
 
 
@@ -111,15 +112,18 @@ def test_anything_may_come(lines: list[bytes]) -> None:
             assert not hop.address or str(ipaddress.ip_address(hop.address)) == hop.address
             assert hop.proto in (b"", b"http", b"https")
         hops.append(Hop("10.0.0.1"))
-        assert hops[client_by_networks(hops, INNER)].address and hops[client_by_count(hops, 2)].address
+        assert hops[client_by_networks(hops, INNER)].address
+        assert hops[client_by_count(hops, 2)].address
 
 
 def test_a_long_list_is_read_from_the_right() -> None:
     line = b", ".join(b"1.2.3.%d" % (number % 256) for number in range(1000))
-    assert addresses(parse_forwarded_for([line]))[-1] == "1.2.3.231" and len(parse_forwarded_for([line])) == MAX_HOPS
+    assert addresses(parse_forwarded_for([line]))[-1] == "1.2.3.231"
+    assert len(parse_forwarded_for([line])) == MAX_HOPS
 
 
 def test_protocol_and_host_of_others() -> None:
     assert [parse_proto(value) for value in (b"HTTPS", b"http", b"ws", b"https, http", b"")] == [b"https", b"http", b"", b"", b""]
-    assert parse_host(b"shop.example:8443") and parse_host(b"[::1]:1")
+    assert parse_host(b"shop.example:8443")
+    assert parse_host(b"[::1]:1")
     assert not any(map(parse_host, (b"", b"a b", b'a"b', b"a/b", b"a@b", b"a,b", b"a\r\nb", b"a\n")))

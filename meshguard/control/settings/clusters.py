@@ -32,11 +32,14 @@ class ClusterTls(Section):
 
 
 class HealthConfig(Section):
-    """Active checks: GET `path` every `interval_s`."""
+    """Active checks: GET `path` every `interval_s`, or `grpc`."""
 
     path: Annotated[str, AfterValidator(_health_path)] = "/"
     interval_s: Seconds = 5.0
     timeout_s: Seconds = 1.0
+    grpc: str | None = Field(
+        default=None, max_length=125, description="Instead of the GET: grpc.health.v1 is asked for this service; '' is the whole server."
+    )
     healthy: int = Field(default=2, ge=1, description="Successes in a row that bring an endpoint back.")
     unhealthy: int = Field(default=3, ge=1, description="Failures in a row that take an endpoint out.")
 
@@ -71,6 +74,7 @@ class ClusterTimeouts(Section):
     connect_s: Seconds = 1.0
     response_s: Seconds = 15.0
     idle_s: Seconds = 60.0
+    ping_s: Seconds = Field(default=25.0, description="HTTP/2: a connection without requests that is silent so long is sent a PING.")
 
 
 class ClusterConfig(Section):
@@ -81,6 +85,9 @@ class ClusterConfig(Section):
     resolve: Literal["static", "dns"] = Field(default="static", description="dns: host names become all their addresses, looked up again.")
     refresh_s: Seconds = 30.0
     balance: Literal["least_request", "round_robin"] = "least_request"
+    protocol: Literal["auto", "http/1.1", "h2"] = Field(
+        default="auto", description="auto: h2 or http/1.1 by ALPN with TLS, http/1.1 without. h2 without TLS is prior knowledge."
+    )
     tls: ClusterTls | None = Field(default=None, description="Absent: plaintext, for an application on this machine.")
     health: HealthConfig | None = None
     ejection: EjectionConfig = Field(default={}, validate_default=True)

@@ -9,10 +9,11 @@ from pydantic import ConfigDict, Field
 from meshguard.control.settings.bundle import BundleConfig
 from meshguard.control.settings.clusters import ClusterConfig
 from meshguard.control.settings.identity import IdentityConfig, JwtConfig
+from meshguard.control.settings.keys import KeysetConfig
 from meshguard.control.settings.ledger import LedgerConfig
 from meshguard.control.settings.limits import LimitsConfig
 from meshguard.control.settings.listeners import ListenerConfig
-from meshguard.control.settings.outputs import AdminConfig, DecisionLogConfig, KeysetConfig, QuarantineConfig, TelemetryConfig
+from meshguard.control.settings.outputs import AdminConfig, DecisionLogConfig, QuarantineConfig, TelemetryConfig
 from meshguard.control.settings.values import DocumentPath, Name, Section
 
 __all__ = ["Configuration"]
@@ -44,4 +45,10 @@ class Configuration(Section):
     admin: AdminConfig = Field(default={}, validate_default=True)
     quarantine: QuarantineConfig = Field(default={}, validate_default=True)
     limits: LimitsConfig = Field(default={}, validate_default=True)
+    workers: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = Field(
+        default=1, description="Processes that share the listeners; auto: one for each core this process may use."
+    )
     drain_s: Annotated[float, Field(ge=0, le=3600)] = Field(default=30.0, description="Time for open requests after SIGTERM.")
+    restart_s: Annotated[float, Field(gt=0, le=3600)] = Field(
+        default=30.0, description="Time for a new process to become ready at a rolling restart (SIGUSR2)."
+    )

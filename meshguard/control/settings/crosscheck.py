@@ -11,9 +11,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from meshguard.control.settings.delegation import delegation_complaints
 from meshguard.control.settings.edge_checks import edge_complaints
 from meshguard.control.settings.outbound_checks import outbound_complaints
 from meshguard.control.settings.profiles import DEVELOPMENT_CA, PERMISSIVE, PLAIN_LISTENER, PLAIN_UPSTREAM, PROFILES, permits
+from meshguard.control.settings.rate_limits import rate_limit_complaints
+from meshguard.control.settings.validation import validation_complaints, validation_files
 from meshguard.control.settings.values import Address, parse_address, parse_moment
 from meshguard.sources.complaints import Complaint, Told, nearest
 
@@ -30,6 +33,8 @@ def crosscheck(values: Mapping[str, Any], base: Path, now: float, *, files: bool
     check = _Check(values, profile if profile in PROFILES else "strict", datetime.fromtimestamp(now, UTC))
     out = [*check.identity(), *check.listeners(), *check.clusters(), *check.ports(), *check.policy()]
     out += edge_complaints(values)
+    out += validation_complaints(values)
+    out += delegation_complaints(values)
     out += outbound_complaints(values, profile if profile in PROFILES else "strict")
     out += _ledger(values, profile)
     if files:
@@ -121,6 +126,7 @@ class _Check:
 
     def listeners(self) -> Iterator[Complaint]:
         ids: dict[str, str] = {}
+        limits: dict[str, str] = {}
         for name, listener in self._listeners.items():
             if not isinstance(listener, Mapping):
                 continue
@@ -134,6 +140,7 @@ class _Check:
                 yield from self._route((*at, "routes", index), route, listener, ids)
             yield from self._relaxation(at, listener)
             yield from self._certificate(at, listener)
+            yield from rate_limit_complaints(str(name), listener, limits, bool(_list(self._values, "jwt")))
             if listener.get("trusted_proxies") and listener.get("tls") in ("none", "server"):
                 yield Complaint(
                     (*at, "trusted_proxies"), "a listener with client certificates (tls: mutual): a proxy is known by its SPIFFE ID"
@@ -288,6 +295,7 @@ def _files(values: Mapping[str, Any], base: Path) -> Iterator[Complaint]:
             named += [(("listeners", name, "certificates", index, key), entry.get(key)) for key in keys]
     for name in _mapping(values, "clusters"):
         named.append((("clusters", name, "tls", "ca"), _mapping(_mapping(_mapping(values, "clusters"), name), "tls").get("ca")))
+    named += validation_files(values)
     named.append((("ledger", "checkpoints", "key"), _mapping(_mapping(values, "ledger"), "checkpoints").get("key")))
     for name in _mapping(values, "keys"):
         named.append((("keys", name, "path"), _mapping(_mapping(values, "keys"), name).get("path")))

@@ -6,7 +6,7 @@ import ipaddress
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from meshguard.control.settings.values import DocumentPath, Section, Size
 
@@ -55,7 +55,27 @@ class RedirectConfig(Section):
     status: Literal[301, 308] = Field(default=308, description="301 only for GET and HEAD: other methods would be changed by it.")
 
 
-Redirect = Annotated[RedirectConfig, BeforeValidator(_redirect)]
+Redirect = Annotated[
+    RedirectConfig,
+    BeforeValidator(_redirect),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "enum": ["https"]},
+                {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "required": ["to"],
+                    "properties": {
+                        "to": {"type": "string", "enum": ["https"]},
+                        "port": {"type": "integer", "minimum": 1, "maximum": 65535},
+                        "status": {"type": "integer", "enum": [301, 308]},
+                    },
+                },
+            ]
+        }
+    ),
+]
 
 
 class HstsConfig(Section):

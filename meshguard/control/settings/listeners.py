@@ -8,6 +8,8 @@ from pydantic import AfterValidator, Field
 
 from meshguard.control.settings.edge import AddressRange, CertificateConfig, HstsConfig, Redirect, RouteLimits, RouteRetries
 from meshguard.control.settings.limits import LimitsConfig
+from meshguard.control.settings.rate_limits import RateLimitConfig
+from meshguard.control.settings.validation import ValidationConfig
 from meshguard.control.settings.values import (
     AuthorityPattern,
     ClusterName,
@@ -87,6 +89,11 @@ class RouteConfig(Section):
     limits: RouteLimits = Field(default={}, validate_default=True)
     retries: RouteRetries = Field(default={}, validate_default=True)
     trailers: Literal["drop", "keep"] = Field(default="drop", description="gRPC needs `keep`.")
+    decision_token: Literal["none", "send", "pass"] = Field(
+        default="none",
+        description="send: the next hop gets a signed token of this decision and of the callers before; pass: the verified one as it came.",
+    )
+    validation: ValidationConfig | None = Field(default=None, description="Requests are judged by this; absent: as the listener says.")
     websocket: Literal["allow", "deny"] | None = Field(default=None, description="Upgrades to WebSocket; absent: as the listener says.")
 
 
@@ -106,12 +113,23 @@ class ListenerConfig(Section):
     capture: Literal["none", "redirect", "tproxy"] = Field(
         default="none", description="How traffic is redirected here (`meshguard capture`), so that its first destination is known."
     )
+    protocols: list[Literal["h2", "http/1.1"]] | None = Field(
+        default=None,
+        min_length=1,
+        description="By preference. Absent: h2 and http/1.1 with TLS (by ALPN), http/1.1 without TLS, where h2 is prior knowledge.",
+    )
     permissive_until: Moment | None = Field(default=None, description="End of a relaxation; a date counts to its last second, UTC.")
     to: ClusterName | None = None
     routes: list[RouteConfig] = []
     authorities: list[AuthorityPattern] = Field(default=[], description="Hosts served here; absent: any.")
     websocket: Literal["allow", "deny"] = Field(default="allow", description="Upgrades to WebSocket, where policy allows the request.")
-    engine: Literal["default", "reference"] = Field(default="default", description="HTTP/1.1 implementation; `reference` is h11, slower.")
+    decision_token: Literal["none", "accept", "require"] = Field(
+        default="none", description="Decision tokens of calling proxies: ignored, verified where there is one, or demanded."
+    )
+    validation: ValidationConfig | None = Field(default=None, description="For every route without its own.")
+    engine: Literal["default", "reference"] = Field(
+        default="default", description="HTTP implementation; `reference` is h11 and h2, slower."
+    )
     trusted_proxies: list[SpiffePattern] = Field(default=[], description="Peers whose X-Forwarded-* and XFCC are believed.")
     forwarded: Literal["x-forwarded", "rfc7239", "none"] = Field(
         default="x-forwarded", description="Which fields tell the upstream about the client, and are read from trusted peers; never both."
@@ -129,6 +147,7 @@ class ListenerConfig(Section):
     )
     underscores: Literal["refuse", "drop", "allow"] = Field(default="refuse", description="Header names with `_`.")
     limits: LimitsConfig = Field(default={}, validate_default=True)
+    rate_limits: list[RateLimitConfig] = Field(default=[], max_length=32, description="Every one that applies must be passed.")
     certificate: DocumentPath | None = Field(default=None, description="Server certificate for `tls: server`; absent: the own SVID.")
     key: DocumentPath | None = None
     certificates: list[CertificateConfig] = Field(default=[], description="Several certificates for `tls: server`, chosen by server name.")

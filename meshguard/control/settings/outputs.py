@@ -1,4 +1,4 @@
-"""What the proxy tells: decision log, telemetry, the admin address; and where its data keys come from."""
+"""What the proxy tells: decision log, telemetry, the admin address."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 from meshguard.control.settings.values import DocumentPath, ListenAddress, Section, url_of
 
-__all__ = ["AdminConfig", "DecisionLogConfig", "KeysetConfig", "QuarantineConfig", "TelemetryConfig"]
+__all__ = ["AdminConfig", "DecisionLogConfig", "QuarantineConfig", "TelemetryConfig"]
 
 
 def _log_path(value: object, info: ValidationInfo) -> str:
@@ -57,10 +57,3 @@ class QuarantineConfig(Section):
     path: DocumentPath | None = Field(
         default=None, description="File that keeps the quarantine over restarts, written by meshguard; absent: it ends with the process."
     )
-
-
-class KeysetConfig(Section):
-    """Where the keys of one keyset come from."""
-
-    provider: Literal["file"] = Field(description="file: a JSON keyset made by `meshguard keys`.")
-    path: DocumentPath

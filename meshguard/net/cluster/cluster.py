@@ -114,6 +114,11 @@ class Cluster(Line):
             idle = endpoint.idle
             if idle and idle[0].idle_since <= oldest:
                 self._close_idle(endpoint, sum(1 for conn in idle if conn.idle_since <= oldest))
+        for carrier in list(self.carriers):
+            if not carrier.lent and carrier.idle_since <= oldest:
+                self._dismiss(carrier)
+            else:
+                carrier.look(now)
 
     async def drain(self) -> None:
         """Let what is in flight finish: nothing is pooled any more, background work ends. Calls are still served, since an exchange

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from meshguard.net.cluster.carrier import Carrier
 
 __all__ = ["Address", "Connection", "Endpoint", "EndpointStats", "parse_address"]
 
@@ -74,13 +77,17 @@ class Endpoint:
     `healthy` is the active check's verdict, None while unknown (counts as healthy). `ejected_until` is a clock reading, 0.0 when
     not ejected. `usable` sums these up (`members.Members` writes it). `failures` counts passive failures in a row.
     INVARIANT: `in_flight == len(busy) + opening`, where `opening` counts dials that a call is waiting for; `connecting`
-    counts all dials. A connection is in at most one of `idle` and `busy`. `idle` is ordered by age, the freshest last.
+    counts all dials. A connection is in at most one of `idle` and `busy`. `idle` is ordered by age, the freshest last. `carriers` are the
+    connections that take calls beside others; what is in `busy` of them are leases. `breadth`: how many calls one new connection is
+    expected to carry.
     """
 
     __slots__ = (
         "address",
+        "breadth",
         "busy",
         "calm_until",
+        "carriers",
         "connecting",
         "ejected_until",
         "ejection_level",
@@ -108,6 +115,8 @@ class Endpoint:
         self.connecting = 0
         self.idle: list[Connection] = []
         self.busy: set[Connection] = set()
+        self.carriers: list[Carrier] = []
+        self.breadth = 1
         self.stats = EndpointStats()
 
     def __repr__(self) -> str:

@@ -80,17 +80,29 @@ class Checks:
             await asyncio.sleep(settings.interval_s * (1 + random.uniform(-_SPREAD, _SPREAD)))
 
     async def _check(self, endpoint: Endpoint) -> bool:
-        from meshguard.net.cluster.probe import probe  # h11: a process that checks nothing does not pay for its import
-
         settings = self._settings
         try:
             async with asyncio.timeout(settings.timeout_s):
                 reader, writer = await self._opener(endpoint)
                 try:
-                    status = await probe(reader, writer, endpoint.address, settings)
+                    return await self._ask(reader, writer, endpoint)
                 finally:
                     writer.transport.abort()  # not close: a graceful end of TLS could outlast the deadline
         except (OSError, RequestError) as error:  # TimeoutError and ssl.SSLError are OSErrors
             _log.debug("health check of %s failed: %s", endpoint.key, error or type(error).__name__)
             return False
+
+    async def _ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, endpoint: Endpoint) -> bool:
+        """The imports are here: a process that checks nothing pays for neither."""
+        settings = self._settings
+        tls = writer.get_extra_info("ssl_object")
+        if (tls.selected_alpn_protocol() == "h2") if tls is not None else settings.http2:
+            from meshguard.net.cluster.probe_http2 import probe_http2
+
+            return await probe_http2(reader, writer, endpoint.address, settings, b"http" if tls is None else b"https")
+        if settings.grpc is not None:
+            raise ConnectionAbortedError("the endpoint does not speak HTTP/2, which gRPC needs")
+        from meshguard.net.cluster.probe import probe
+
+        status = await probe(reader, writer, endpoint.address, settings)
         return any(low <= status <= high for low, high in settings.statuses)

@@ -26,6 +26,7 @@ from typing import NamedTuple
 from meshguard.model.errors import UpstreamError
 from meshguard.model.reasons import CIRCUIT_OPEN, CONNECT_FAILED, NO_ENDPOINT, Reason
 from meshguard.net.cluster.calls import Call, Dial, Ticket, TicketState
+from meshguard.net.cluster.carrier import Carrier, Lease
 from meshguard.net.cluster.dial import Connect, dial
 from meshguard.net.cluster.endpoint import Connection, Endpoint
 from meshguard.net.cluster.pool import MAX_DIALS, RETRY, Pool
@@ -97,7 +98,8 @@ class Line(Pool):
         if len(self.members.usable) < len(self.members.endpoints) and self.members.elapsed(now):
             self._pump()
         waiting = len(self._waiting) - self._owned
-        full = self._in_flight + waiting >= min(circuit.max_in_flight, circuit.max_connections) + circuit.queue
+        most = circuit.max_in_flight if self.carriers else min(circuit.max_in_flight, circuit.max_connections)
+        full = self._in_flight + waiting >= most + circuit.queue
         self._waiting[ticket] = None
         if ticket.retried:
             self.budget.active += 1
@@ -139,8 +141,11 @@ class Line(Pool):
         if not self._yield(conn):
             self._stray(conn)
             return
-        self._unmark(conn)
-        self._drop(conn)
+        stale = self._unmark(conn)
+        if isinstance(conn, Lease):
+            self._returned(conn, stale)
+        else:
+            self._drop(conn)
         if outcome is not None:
             self._blame(conn.endpoint, outcome)
         self._pump()
@@ -153,6 +158,25 @@ class Line(Pool):
             self._pump()
             self._answer()
         return found
+
+    def release_stream(self, lease: Lease) -> None:
+        """The response on a carrier is complete, or its call was never begun."""
+        if self.release_lease(lease):
+            self._pump()
+            self._answer()
+
+    def lost_carrier(self, carrier: Carrier) -> None:
+        """A carrier ended; its calls are told by itself."""
+        self._dismiss(carrier)
+        self._pump()
+        self._answer()
+
+    def roomier(self, carrier: Carrier) -> None:
+        """A carrier can take more calls than before."""
+        carrier.endpoint.breadth = max(carrier.endpoint.breadth, carrier.room)
+        if self._waiting:
+            self._pump()
+            self._answer()
 
     def succeeded(self, endpoint: Endpoint) -> None:
         """A response came that does not count as a failure. Only needed while `endpoint.failures` is not 0."""
@@ -193,12 +217,13 @@ class Line(Pool):
         if self._in_flight >= self._max_in_flight:
             return False
         endpoint = self._balancer.pick(candidates)
-        if not ticket.fresh and (conn := self._take(endpoint)) is not None:
+        if (conn := self._take(endpoint, ticket.fresh)) is not None:
             self._grant(ticket, conn)
             return True
         for spare in self._spare:
             if spare.endpoint in candidates:
                 self._own(spare, ticket)
+                ticket.heir = True if ticket.heir is False else None
                 return True
         if self._connections >= self._max_connections:
             for other in candidates:
@@ -207,6 +232,8 @@ class Line(Pool):
                     return True
             if self._connections >= self._max_connections and not self._evict():
                 return False
+        if endpoint.breadth > 1 and len(self._waiting) - self._owned <= endpoint.connecting * endpoint.breadth:
+            return False  # what is being opened carries this call too
         if endpoint.connecting >= MAX_DIALS:
             calmer = [other for other in candidates if other.connecting < MAX_DIALS]
             if not calmer:
@@ -226,7 +253,7 @@ class Line(Pool):
                 self._arm()
                 return
             idle = self._connections - (self._in_flight - self._owned) - len(self._dials)
-            if self._connections >= self._max_connections and not idle and not self._spare:
+            if self._connections >= self._max_connections and not idle and not self._spare and not self.carriers:
                 self._arm()
                 return
         for ticket in [ticket for ticket in self._waiting if ticket.dial is None]:
@@ -299,7 +326,9 @@ class Line(Pool):
     def _tell(self, ticket: Ticket) -> None:
         call, conn = ticket.call, ticket.conn
         if ticket.state is TicketState.CANCELLED:
-            if conn is not None:
+            if isinstance(conn, Lease):
+                self.release_stream(conn)
+            elif conn is not None:
                 self.release(conn)
             return
         ticket.state = TicketState.ANSWERED
@@ -336,7 +365,13 @@ class Line(Pool):
         self.connects += 1
         opening.endpoint.stats.connects += 1
         ticket = self._end(opening, connected=True)
-        if ticket is not None:
+        if isinstance(conn, Carrier):
+            self._admit(conn)
+            if ticket is not None and conn.room > 0:
+                self._grant(ticket, conn.lease())
+            elif conn.retired:
+                self._dismiss(conn)
+        elif ticket is not None:
             self._grant(ticket, conn)
         else:
             self._offer(conn)
@@ -351,7 +386,9 @@ class Line(Pool):
         endpoint.stats.connect_failures += 1
         ticket = self._end(opening, connected=False)
         self._blame(endpoint, reason)
-        if ticket is not None:
+        if ticket is not None and ticket.heir:
+            ticket.heir = None  # in the line again: it gets a dial of its own before it is refused for somebody else's
+        elif ticket is not None:
             ticket.refused = ticket.refused | {endpoint}
             ticket.reason, ticket.detail = reason, detail
             if self._candidates(ticket) and self.may_retry(ticket.call):

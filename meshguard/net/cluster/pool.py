@@ -5,11 +5,11 @@ Theory of operation. A connection is in exactly one place:
     dial --connected--> busy (lent to a call) --release--> idle --checkout--> busy
                         busy --discard, or release while stale--> closed      idle --lost, sweep, evict--> closed
 
-INVARIANT: connections == dials + busy + idle; in_flight == busy + owned dials == sum of the endpoints' in_flight.
+INVARIANT: connections == dials + busy (but leases) + idle + carriers; in_flight == busy + owned dials == sum of the endpoints' in_flight.
 Decisions about calls that wait are in `line`; here are only the moves, each of which keeps the books balanced.
 
-An HTTP/2 connection that carries many streams fits in here: `_lend` and `_yield` are the only places where a connection enters
-and leaves `busy`; with a count of streams on it, it would stay in `idle` while it has capacity. Nothing else would change.
+A connection that carries many calls (HTTP/2) is a *carrier*: it never is in `idle` or `busy`. Each call on it has a lease, and that is in
+`busy`. It is on its endpoint's list while it takes calls; withdrawn from there (GOAWAY, stale), it ends with its last lease.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 from meshguard.net.cluster.balance import Balancer, LeastRequest, RoundRobin
 from meshguard.net.cluster.calls import Dial, Ticket
+from meshguard.net.cluster.carrier import Carrier, Lease
 from meshguard.net.cluster.endpoint import Connection, Endpoint
 from meshguard.net.cluster.members import Members
 from meshguard.net.cluster.retry import RetryBudget
@@ -51,6 +52,7 @@ class Pool:
         self._owned = 0
         self._waiting: dict[Ticket, None] = {}
         self._marks: dict[Connection, int] = {}
+        self.carriers: set[Carrier] = set()
         self._draining = False
         self._balancer: Balancer = LeastRequest()
         self._configure(settings)
@@ -88,6 +90,13 @@ class Pool:
                 self._in_flight += 1
                 return conn
             self._connections -= 1
+        for carrier in endpoint.carriers:
+            if carrier.room > 0:
+                lease = carrier.lease()
+                endpoint.busy.add(lease)
+                endpoint.in_flight += 1
+                self._in_flight += 1
+                return lease
         self._balancer.again()
         return None
 
@@ -109,7 +118,54 @@ class Pool:
         conn.idle_since = self._now
         idle.append(conn)
 
+    def release_lease(self, lease: Lease) -> bool:
+        """A call on a carrier is over; true when somebody should look who may go on."""
+        if not self._yield(lease):
+            self.strays += 1
+            return False
+        self._returned(lease, bool(self._marks) and self._unmark(lease))
+        return bool(self._waiting) or self._draining
+
     # moves
+
+    def _returned(self, lease: Lease, stale: bool) -> None:
+        carrier = lease.carrier
+        carrier.lent -= 1
+        if stale:
+            self.withdraw(carrier)
+        if not carrier.lent:
+            carrier.idle_since = self._now
+            if carrier.retired or carrier.closed:
+                self._dismiss(carrier)
+
+    def withdraw(self, carrier: Carrier) -> None:
+        """It takes no further call, and ends with the last one it has."""
+        carrier.retired = True
+        if carrier in carrier.endpoint.carriers:
+            carrier.endpoint.carriers.remove(carrier)
+        if not carrier.lent:
+            self._dismiss(carrier)
+
+    def _dismiss(self, carrier: Carrier) -> None:
+        if carrier not in self.carriers:
+            return
+        carrier.retired = True
+        self.carriers.remove(carrier)
+        if carrier in carrier.endpoint.carriers:
+            carrier.endpoint.carriers.remove(carrier)
+        self._connections -= 1
+        carrier.close()
+        self.members.forget(carrier.endpoint)
+
+    def _admit(self, carrier: Carrier) -> None:
+        """A new carrier; where nothing new may begin it serves the call that it was opened for, if any."""
+        self.carriers.add(carrier)
+        carrier.idle_since = self._now
+        carrier.endpoint.breadth = max(1, carrier.room)
+        if self._draining or carrier.endpoint.gone:
+            carrier.retired = True
+        else:
+            carrier.endpoint.carriers.append(carrier)
 
     def _settle(self, conn: Connection) -> None:
         """A connection came back that needs a second look; it is in no place at this moment."""
@@ -169,13 +225,17 @@ class Pool:
         conn.close()
         self.members.forget(conn.endpoint)
 
-    def _take(self, endpoint: Endpoint) -> Connection | None:
-        """The freshest live idle connection of `endpoint`, out of the pool and in no place."""
-        while endpoint.idle:
+    def _take(self, endpoint: Endpoint, fresh: bool = False) -> Connection | None:
+        """The freshest live idle connection of `endpoint`, out of the pool and in no place, or a lease. `fresh`: no pooled one; a carrier
+        that takes calls is known to live."""
+        while endpoint.idle and not fresh:
             conn = endpoint.idle.pop()
             if not conn.closed:
                 return conn
             self._connections -= 1
+        for carrier in endpoint.carriers:
+            if carrier.room > 0:
+                return carrier.lease()
         return None
 
     def _close_idle(self, endpoint: Endpoint, count: int | None = None) -> None:
@@ -184,18 +244,26 @@ class Pool:
         del endpoint.idle[:count]
         for conn in doomed:
             self._drop(conn)
+        if count is None:
+            for carrier in [carrier for carrier in endpoint.carriers if not carrier.lent]:
+                self._dismiss(carrier)
 
     def _evict(self) -> bool:
         """Close the connection that has been idle longest; false when none is idle."""
         holders = [endpoint for endpoint in self.members.endpoints.values() if endpoint.idle]
         if not holders:
-            return False
+            free = [carrier for carrier in self.carriers if not carrier.lent]
+            if free:
+                self._dismiss(min(free, key=lambda carrier: carrier.idle_since))
+            return bool(free)
         self._close_idle(min(holders, key=lambda endpoint: endpoint.idle[0].idle_since), 1)
         return True
 
     def _retire(self, endpoint: Endpoint) -> None:
         """Nothing that is open to `endpoint` now serves another call after the one it carries."""
         self._close_idle(endpoint)
+        for carrier in list(endpoint.carriers):
+            self.withdraw(carrier)
         for conn in endpoint.busy:
             self._marks[conn] = self._marks.get(conn, 0) | STALE
 

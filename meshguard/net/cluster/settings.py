@@ -18,7 +18,8 @@ __all__ = ["CircuitSettings", "ClusterSettings", "EjectionSettings", "HealthSett
 class HealthSettings:
     """Active checks: GET `path` every `interval_s`, answered within `timeout_s` with a status in one of the inclusive `statuses`
     ranges. `healthy` successes in a row bring an endpoint back, `unhealthy` failures in a row take it out; the very first
-    result of an endpoint decides at once. `host` is the Host field, the endpoint's own name when empty."""
+    result of an endpoint decides at once. `host` is the Host field, the endpoint's own name when empty. `grpc`: instead of the GET, the
+    health service of gRPC is asked for this service (empty: for the server). `http2`: without TLS the check speaks HTTP/2."""
 
     path: str = "/"
     interval_s: float = 5.0
@@ -27,8 +28,12 @@ class HealthSettings:
     unhealthy: int = 3
     statuses: tuple[tuple[int, int], ...] = ((200, 299),)
     host: str = ""
+    grpc: str | None = None
+    http2: bool = False
 
     def __post_init__(self) -> None:
+        if self.grpc is not None and len(self.grpc.encode("utf-8")) > 125:
+            raise ValueError("health: grpc must be the name of a service, at most 125 octets")
         if min(self.healthy, self.unhealthy) < 1 or self.interval_s <= 0 or self.timeout_s <= 0:
             raise ValueError("health: healthy and unhealthy must be at least 1, interval_s and timeout_s above 0")
         if not self.path.startswith("/") or not self.path.isascii() or not self.path.isprintable() or " " in self.path:
@@ -82,15 +87,17 @@ class RetrySettings:
 
 @dataclass(frozen=True, slots=True)
 class TimeoutSettings:
-    """`connect_s` bounds one dial (TCP and TLS), `idle_s` the life of an unused connection. `response_s` is the journey's."""
+    """`connect_s` bounds one dial (TCP and TLS), `idle_s` the life of an unused connection. `response_s` is the journey's. `ping_s`: an
+    unused HTTP/2 connection that was silent for so long is asked whether it lives, and has `connect_s` to answer."""
 
     connect_s: float = 1.0
     response_s: float = 15.0
     idle_s: float = 60.0
+    ping_s: float = 25.0
 
     def __post_init__(self) -> None:
-        if min(self.connect_s, self.response_s, self.idle_s) <= 0:
-            raise ValueError("timeouts: connect_s, response_s and idle_s must be above 0")
+        if min(self.connect_s, self.response_s, self.idle_s, self.ping_s) <= 0:
+            raise ValueError("timeouts: connect_s, response_s, idle_s and ping_s must be above 0")
 
 
 @dataclass(frozen=True, slots=True)

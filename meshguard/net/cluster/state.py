@@ -71,7 +71,7 @@ def _endpoint(endpoint: Endpoint) -> EndpointState:
         state=state,
         usable=endpoint.usable,
         in_flight=endpoint.in_flight,
-        idle=len(endpoint.idle),
+        idle=len(endpoint.idle) + sum(not carrier.lent for carrier in endpoint.carriers),
         connecting=endpoint.connecting,
         failures=endpoint.failures,
         connects=stats.connects,

@@ -1,0 +1,56 @@
+"""Requests against their contract: the section `validation` of a route or a listener."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from pydantic import Field
+
+from meshguard.control.settings.values import DocumentPath, Section
+from meshguard.sources.complaints import Complaint, Told
+
+__all__ = ["ValidationConfig", "validation_complaints", "validation_files"]
+
+
+class ValidationConfig(Section):
+    """Requests are judged by one document before anything of them goes on. Say either `openapi` or `json_schema`."""
+
+    openapi: DocumentPath | None = Field(default=None, description="An OpenAPI 3.1 document, YAML or JSON.")
+    json_schema: DocumentPath | None = Field(default=None, description="A JSON Schema (draft 2020-12) for the body of every request.")
+    on: Literal["request"] = Field(default="request", description="Which messages are judged.")
+    report: Literal["none", "path"] = Field(default="none", description="path: a refused client is told where in its request the fault is.")
+    unknown_operations: Literal["deny", "allow"] = Field(
+        default="deny", description="Requests whose method and path are not in the OpenAPI document."
+    )
+
+
+def validation_complaints(values: Mapping[str, Any]) -> Iterator[Complaint]:
+    """What must agree in these sections; works on the plain values, as `crosscheck` does."""
+    for at, section in _sections(values):
+        said = [key for key in ("openapi", "json_schema") if section.get(key) is not None]
+        if len(said) != 1:
+            yield Complaint(at, "exactly one of openapi and json_schema", Told(" and ".join(said) or "none of them"))
+        elif said == ["json_schema"] and "unknown_operations" in section:
+            yield Complaint((*at, "unknown_operations"), "no such key here: only OpenAPI documents know operations")
+
+
+def validation_files(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str | int, ...], object]]:
+    """(place, path) of the files that they name."""
+    for at, section in _sections(values):
+        for key in ("openapi", "json_schema"):
+            yield (*at, key), section.get(key)
+
+
+def _sections(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str | int, ...], Mapping[str, Any]]]:
+    listeners = values.get("listeners")
+    for name, listener in listeners.items() if isinstance(listeners, Mapping) else ():
+        if not isinstance(listener, Mapping):
+            continue
+        at: tuple[str | int, ...] = ("listeners", str(name))
+        if isinstance(listener.get("validation"), Mapping):
+            yield (*at, "validation"), listener["validation"]
+        routes = listener.get("routes")
+        for index, route in enumerate(routes if isinstance(routes, list) else ()):
+            if isinstance(route, Mapping) and isinstance(route.get("validation"), Mapping):
+                yield (*at, "routes", index, "validation"), route["validation"]

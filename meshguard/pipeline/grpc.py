@@ -1,0 +1,60 @@
+"""gRPC over HTTP/2: what makes a request one, its deadline, and the answer that a gRPC client understands.
+
+(The protocol document of gRPC, "gRPC over HTTP2".) A refusal is an HTTP 200 of trailers only: any other status is mapped by
+clients to UNAVAILABLE or UNKNOWN, and some of those are retried.
+"""
+
+from __future__ import annotations
+
+import re
+from time import monotonic
+
+from meshguard.model.errors import RequestError
+from meshguard.model.messages import RequestHead
+from meshguard.model.reasons import GRPC_TIMEOUT_MALFORMED, UPSTREAM_TIMEOUT, Reason
+from meshguard.wire.fields import field_values, remove_fields
+
+__all__ = ["deadline_of", "is_grpc", "refusal_block", "with_timeout"]
+
+_TIMEOUT_FIELD = b"grpc-timeout"
+# Not `application/grpc-web`: that one is made for HTTP/1.1 and carries its trailers in the body.
+_CONTENT_TYPE = re.compile(rb"(?:\A|\n)content-type:[ \t]*application/grpc(?:[+;][^\r\n]*)?[ \t]*\r", re.IGNORECASE).search
+# At most eight digits and one unit.
+_TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])").fullmatch
+_UNIT_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+_PLAIN = frozenset(range(0x20, 0x7F)) - {0x25}
+
+
+def is_grpc(head: RequestHead) -> bool:
+    """A gRPC call: over HTTP/2, with one of its content types."""
+    return head.minor == 2 and b"application/grpc" in head.block and _CONTENT_TYPE(head.block) is not None
+
+
+def deadline_of(block: bytes, started: float) -> float:
+    """The end of the call that its client wishes, in monotonic seconds; 0.0 without one. Raises RequestError for one that is malformed."""
+    values = field_values(block, _TIMEOUT_FIELD) if b"grpc-timeout" in block else []
+    if not values:
+        return 0.0
+    match = _TIMEOUT(values[0])
+    if len(values) > 1 or match is None:
+        raise RequestError(GRPC_TIMEOUT_MALFORMED)
+    return started + int(match[1]) * _UNIT_S[match[2]]
+
+
+def with_timeout(block: bytes, deadline: float) -> bytes:
+    """The block with what is left of the time. Raises RequestError(UPSTREAM_TIMEOUT) when nothing is."""
+    left_us = round((deadline - monotonic()) * 1e6)
+    if left_us <= 0:
+        raise RequestError(UPSTREAM_TIMEOUT, "grpc-timeout")
+    value = b"%du" % left_us if left_us < 10**8 else b"%dm" % min(left_us // 1000, 10**8 - 1)
+    return b"%bgrpc-timeout: %b\r\n" % (remove_fields(block, (_TIMEOUT_FIELD,)), value)
+
+
+def refusal_block(reason: Reason, decision_id: str) -> bytes:
+    """The only head of a refused call: trailers at the same time."""
+    message = _percent_encoded(f"{reason.title} ({reason.code}, decision {decision_id})")
+    return b"content-type: application/grpc\r\ngrpc-status: %d\r\ngrpc-message: %b\r\n" % (reason.grpc, message)
+
+
+def _percent_encoded(text: str) -> bytes:
+    return b"".join(b"%c" % octet if octet in _PLAIN else b"%%%02X" % octet for octet in text.encode("utf-8"))
