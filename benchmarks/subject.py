@@ -14,6 +14,7 @@ from benchmarks import install, pki
 from benchmarks.bench import Bench
 from benchmarks.candidates import Plan
 from benchmarks.rules import GRPC, ORDERS, Rule, make
+from meshguard.control.ledger_key import make_key
 
 __all__ = ["SUBJECTS", "Variant", "configuration", "policy", "policy_text"]
 
@@ -46,6 +47,7 @@ class Variant:
     engine: str = "default"
     log: bool = True
     traces: bool = True
+    ledger: str = ""  # its durability
     workers: int = 1
     pinned: bool = True
 
@@ -59,6 +61,10 @@ class Variant:
         config = directory / "meshguard.yaml"
         numbers = {"inbound": mtls, "plain": plain, "admin": admin, "upstream": bench.up_h1, "http2": bench.up_h2}
         settings = configuration(self, bench.certs, numbers, log)
+        if self.ledger:
+            key = directory / "checkpoint.key"
+            make_key(key)
+            settings["ledger"] = {"directory": str(directory / "ledger"), "durability": self.ledger, "checkpoints": {"key": str(key)}}
         config.write_text(yaml.safe_dump(settings, sort_keys=False))
         command = [sys.executable, "-m", "meshguard", "serve", "--config", config]
         ports = {"h1-mtls": mtls, "h1-plain": plain, "h2-mtls": mtls, "grpc": mtls}
@@ -101,6 +107,8 @@ SUBJECTS: dict[str, Variant] = {
     "meshguard-10-rules": Variant(rules=10),
     "meshguard-many-rules": Variant(rules=100_000),
     "meshguard-no-log": Variant(log=False),
+    "meshguard-ledger": Variant(ledger="batch"),
+    "meshguard-ledger-request": Variant(ledger="request"),
     "meshguard-two-workers": Variant(workers=2),
     "meshguard-any-core": Variant(pinned=False),
     "meshguard-two-workers-any-core": Variant(workers=2, pinned=False),

@@ -70,4 +70,6 @@ TARGETS: tuple[Target, ...] = (
         "meshguard-any-core", ours="meshguard-two-workers-any-core",
     ),
     Target("decision log to a file, added", "decision-log", "cpu_us", "us", "meshguard-no-log", kind="added"),
+    Target("ledger, durability batch, added", "ledger", "main_us", "us", "meshguard", 6, 3, "meshguard-ledger", "added"),
+    Target("ledger, durability request, added", "ledger", "main_us", "us", "meshguard", ours="meshguard-ledger-request", kind="added"),
 )

@@ -45,6 +45,8 @@ CREATE INDEX by_principal ON entries (principal, time) WHERE principal IS NOT NU
 CREATE INDEX by_path ON entries (path, time) WHERE path IS NOT NULL;
 CREATE INDEX by_rule ON entries (rule, time) WHERE rule IS NOT NULL;
 CREATE INDEX by_verdict ON entries (verdict, time) WHERE verdict > 0;
+CREATE INDEX by_refused_caller ON entries (principal, verdict, time) WHERE verdict > 0;
+CREATE INDEX by_refused_path ON entries (path, verdict, time) WHERE verdict > 0;
 CREATE INDEX by_kind ON entries (kind, time) WHERE kind > 0;
 """
 _INSERT = "INSERT INTO entries VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import orjson
 
@@ -18,6 +19,9 @@ __all__ = ["Filter", "QueryError", "entries", "summary"]
 
 class QueryError(MeshguardError):
     """A question that cannot be asked."""
+
+
+_MAX_FILES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +125,16 @@ def entries(
     if test is None:
         statement += f" LIMIT {int(limit)}"
     reading = _Reading(index)
-    for moment, shard, number, kind, segment, offset, length in index.iterate(statement, values):
+    try:
+        yield from _found(reading, index.iterate(statement, values), limit, test)
+    finally:
+        reading.close()
+
+
+def _found(
+    reading: _Reading, rows: Iterator[tuple[Any, ...]], limit: int, test: Callable[[Mapping[str, Any]], bool] | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    for moment, shard, number, kind, segment, offset, length in rows:
         entry = reading.entry(shard, segment, offset, length)
         if entry is None:
             continue  # expired since the index was made
@@ -186,6 +199,11 @@ class _Reading:
         self._index = index
         self._parts: dict[int, tuple[ShardReader, dict[int, Part]]] = {}
         self._unpacked: tuple[tuple[int, int], bytes] | None = None
+        self._files: dict[Path, BinaryIO] = {}
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
 
     def entry(self, shard: int, segment: int, offset: int, length: int) -> dict[str, Any] | None:
         if shard not in self._parts:
@@ -203,9 +221,14 @@ class _Reading:
                         self._unpacked = ((shard, segment), bytes(data))
                 record = self._unpacked[1][offset : offset + size]
             else:
-                with open(part.path, "rb") as file:
-                    file.seek(offset)
-                    record = file.read(size)
+                file = self._files.get(part.path)
+                if file is None:
+                    if len(self._files) >= _MAX_FILES:
+                        self.close()
+                        self._files.clear()
+                    file = self._files[part.path] = open(part.path, "rb", buffering=0)  # noqa: SIM115  # closed by `close`
+                file.seek(offset)
+                record = file.read(size)
         except FileNotFoundError:  # it was compressed or has expired meanwhile
             del self._parts[shard]
             return self.entry(shard, segment, offset, length) if part.path.suffix == ".segment" and _other(part).exists() else None
