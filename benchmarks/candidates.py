@@ -24,7 +24,7 @@ class Plan:
     """How to start a candidate. `ports` maps h1-plain, h1-mtls, h2-mtls and grpc to the port that serves them (one missing: not served).
 
     `policy`: it must refuse a path in no rule. `demands_certificate`: it must refuse a client without one.
-    `log`: the file in which it writes a line for each request, if it does.
+    `pinned`: it runs on the core that is measured. `log`: the file in which it writes a line for each request, if it does.
     """
 
     command: Sequence[object]
@@ -35,6 +35,7 @@ class Plan:
     cwd: Path | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     ready_timeout_s: float = 20.0
+    pinned: bool = True
 
 
 Prepare = Callable[[Bench, Path], Plan]
@@ -63,7 +64,8 @@ class Candidate:
         plan = self._prepare(self.bench, directory)
         log = directory / "out.log"
         began = time.monotonic()
-        self._process = procs.start(plan.command, self.bench.options.proxy_core, log, plan.cwd, plan.env)
+        core = self.bench.options.proxy_core if plan.pinned else None
+        self._process = procs.start(plan.command, core, log, plan.cwd, plan.env)
         self.plan = plan
         try:
             for port in set(plan.ports.values()):

@@ -37,6 +37,7 @@ def read(result: dict[str, Any], rate: float | None = None) -> Sample:
         "n": count,
         "rps": count / secs,
         "cpu_us": cpu * 1e6 / max(1, count),
+        "wall_us": secs * 1e6 / max(1, count),
         "main_us": result["main_s"] * 1e6 / max(1, count),
         "user_share": result["user_s"] / max(0.01, ticks),
         "busy": cpu / secs,

@@ -69,6 +69,11 @@ ROWS: tuple[Row, ...] = (
         (Contestant("meshguard", "none", (("trace", 0),)), Contestant("meshguard", "all", (("trace", 1),))), peers=False,
     ),
     Row("decision-log", "h1-mtls", _CPU, "cpu_us", load.closed_loop, (_SELF, Contestant("meshguard-no-log")), peers=False),
+    Row("workers", "h1-mtls", _CPU, "cpu_us", load.closed_loop, (_SELF, Contestant("meshguard-two-workers")), peers=False),
+    Row(
+        "workers-two-cores", "h1-mtls", "us of wall clock a request", "wall_us", load.closed_loop,
+        (Contestant("meshguard-any-core"), Contestant("meshguard-two-workers-any-core")), peers=False,
+    ),
 )  # fmt: skip
 """In the order of the tables."""
 

@@ -40,12 +40,14 @@ def policy_text(document: dict[str, Any]) -> tuple[str, str]:
 @dataclass(frozen=True, slots=True)
 class Variant:
     """One way to run meshguard; called to write its documents. `rules` None: as many as the run says. `log`: whether the decision
-    log goes to a file or to the null device."""
+    log goes to a file or to the null device. `pinned`: to the core that all candidates are measured on."""
 
     rules: int | None = None
     engine: str = "default"
     log: bool = True
     traces: bool = True
+    workers: int = 1
+    pinned: bool = True
 
     def __call__(self, bench: Bench, directory: Path) -> Plan:
         mtls, plain, admin = (bench.ports.port() for _ in range(3))
@@ -60,7 +62,7 @@ class Variant:
         config.write_text(yaml.safe_dump(settings, sort_keys=False))
         command = [sys.executable, "-m", "meshguard", "serve", "--config", config]
         ports = {"h1-mtls": mtls, "h1-plain": plain, "h2-mtls": mtls, "grpc": mtls}
-        return Plan(command, ports, policy=True, log=log, cwd=install.ROOT, ready_timeout_s=20 + count / 500)
+        return Plan(command, ports, policy=True, log=log, cwd=install.ROOT, ready_timeout_s=20 + count / 500, pinned=self.pinned)
 
 
 def configuration(variant: Variant, certs: Path, ports: dict[str, int], log: Path | None) -> dict[str, Any]:
@@ -85,6 +87,8 @@ def configuration(variant: Variant, certs: Path, ports: dict[str, int], log: Pat
         "admin": {"address": f"127.0.0.1:{ports['admin']}"},
         "drain_s": 1,
     }
+    if variant.workers > 1:
+        settings["workers"] = variant.workers
     if variant.traces:
         # Every request carries a traceparent, so the caller's flag decides which ones are traced.
         settings["telemetry"] = {"otlp": f"http://127.0.0.1:{ports['upstream']}", "sample": 0.01}
@@ -97,5 +101,8 @@ SUBJECTS: dict[str, Variant] = {
     "meshguard-10-rules": Variant(rules=10),
     "meshguard-many-rules": Variant(rules=100_000),
     "meshguard-no-log": Variant(log=False),
+    "meshguard-two-workers": Variant(workers=2),
+    "meshguard-any-core": Variant(pinned=False),
+    "meshguard-two-workers-any-core": Variant(workers=2, pinned=False),
 }
 """Every variant by its name as a candidate."""

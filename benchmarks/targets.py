@@ -64,5 +64,10 @@ TARGETS: tuple[Target, ...] = (
     Target("policy of 1000 rules against 10", "policy-size", "cpu_us", _CPU, "meshguard-10-rules"),
     Target("tracing every request, added on the path", "tracing", "main_us", "us", "none", 3, 1, "all", "added"),
     Target("tracing every request, added in all threads", "tracing", "cpu_us", "us", "none", ours="all", kind="added"),
+    Target("two workers on one core against one process", "workers", "cpu_us", _CPU, "meshguard", ours="meshguard-two-workers"),
+    Target(
+        "two workers on two cores (shared with load and upstream) against one", "workers-two-cores", "wall_us", "us of wall clock",
+        "meshguard-any-core", ours="meshguard-two-workers-any-core",
+    ),
     Target("decision log to a file, added", "decision-log", "cpu_us", "us", "meshguard-no-log", kind="added"),
 )

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import h11
 
+from fuzz import bodies
+from fuzz.http2 import H2_WORDS, HPACK_WORDS, hpack_block, http2_client, http2_server, huffman
 from meshguard.fields.json_locate import locate
 from meshguard.fields.json_scan import JsonError, Span, resolve, scan
 from meshguard.fields.selectors import Matcher, parse_selector
@@ -19,6 +21,7 @@ from meshguard.wire.events import WireLimits
 from meshguard.wire.grammar import PLAIN_REQUEST_HEAD, REQUEST_HEAD
 from meshguard.wire.semantics import FieldRules, request_head, usual_request_head
 from meshguard.wire.target import STRICT, PathOptions, canonicalise
+from meshguard.wire.websocket import FrameScanner
 from tests.harness.strict import Parser, Violation
 from tests.wire.drive import REFERENCE, Run, octets, requests_of, responses_of, slots
 from tests.wire.oracle import agree, h11_events, judged_apart, meaning_of
@@ -175,6 +178,44 @@ def authority(data: bytes) -> Hashable:
     assert sent.startswith(host.encode())
     assert not set(host) & set("@/?#,; \\%")
     return (host.startswith("["), sent.endswith(b"]"), b":" in sent)
+
+
+def websocket(data: bytes) -> Hashable:
+    """However frames are cut the same passes, as it came; what passes an independent reader accepts, and what it refuses does not pass."""
+    from wsproto.frame_protocol import FrameProtocol, ParseFailed
+
+    pieces, text = _cut(data)
+    seen: list[Hashable] = []
+    for compression in (False, True):
+        whole, scanner = _scan([text], compression)
+        out, slowly = _scan(pieces, compression)
+        code = (scanner.violation or (0,))[0]
+        assert (slowly.violation or (0,))[0] == code, "the segmentation matters"
+        assert (slowly.close_frame, slowly.close_code) == (scanner.close_frame, scanner.close_code)
+        assert text.startswith(out)
+        assert out.startswith(whole)
+        seen += [code, scanner.close_code, scanner.at_boundary, len(whole) > 0]
+        if compression or code:
+            continue
+        assert out == whole
+        reader = FrameProtocol(client=False, extensions=[])
+        reader.receive_bytes(whole + scanner.close_frame)
+        try:
+            seen.append(sum(1 for _ in reader.received_frames()))
+        except ParseFailed as exc:
+            raise AssertionError(f"what passes is not valid: {exc}") from exc
+    return tuple(seen)
+
+
+def _scan(pieces: list[bytes], compression: bool) -> tuple[bytes, FrameScanner]:
+    scanner = FrameScanner(masked=True, compression=compression, frame_limit=1000, message_limit=1500)
+    out = b""
+    for piece in pieces:
+        out += scanner.feed(piece)
+        while scanner.rest:
+            rest, scanner.rest = scanner.rest, b""
+            out += scanner.feed(rest)
+    return out, scanner
 
 
 _MATCHERS = tuple(
@@ -346,7 +387,14 @@ _AUTHORITY = (
     b"65536",
 )
 
+_FRAMES = (
+    *(b"\x81\x80abcd", b"\x01\x80abcd", b"\x00\x80abcd", b"\x80\x80abcd", b"\x82\x81abcd\x00", b"\x89\x80abcd", b"\x8a\x81abcd\x01"),
+    *(b"\x88\x82abcd\x62\x8a", b"\x88\x80abcd", b"\x81\xfe\x00\x7e", b"\x82\xff" + bytes(8), b"\xc1\x81abcd\xff", b"\x81\x00"),
+    *(b"\x81\x82\0\0\0\0\xc3\xa9", b"\x01\x81\0\0\0\0\xc3", b"\x80\x81\0\0\0\0\xa9", b"\0\0\0\0", b"abcd", b"\xed\xa0\x80"),
+)
+
 TARGETS: dict[str, Target] = {
+    "websocket": Target(websocket, _FRAMES),
     "request": Target(request, _REQUEST),
     "usual": Target(usual, _REQUEST),
     "response": Target(response, _RESPONSE),
@@ -354,4 +402,15 @@ TARGETS: dict[str, Target] = {
     "target": Target(target, _PATH),
     "authority": Target(authority, _AUTHORITY),
     "json": Target(json_body, _JSON),
+    "http2_server": Target(http2_server, H2_WORDS),
+    "http2_client": Target(http2_client, H2_WORDS),
+    "hpack": Target(hpack_block, HPACK_WORDS),
+    "huffman": Target(huffman, HPACK_WORDS),
+    "form": Target(bodies.form, bodies.WORDS["form"]),
+    "multipart": Target(bodies.multipart, bodies.WORDS["multipart"]),
+    "lines": Target(bodies.lines, bodies.WORDS["lines"]),
+    "events": Target(bodies.events, bodies.WORDS["events"]),
+    "protobuf": Target(bodies.protobuf, bodies.WORDS["protobuf"]),
+    "grpc": Target(bodies.grpc, bodies.WORDS["protobuf"]),
+    "coded": Target(bodies.coded, bodies.WORDS["coded"]),
 }

@@ -28,6 +28,7 @@ CONFIG_KEYS = frozenset(
         *("profile", "identity", "jwt", "listeners", "clusters", "policies", "keys"),
         *("decision_log", "telemetry", "admin", "limits", "drain_s"),
         *("quarantine", "bundle"),
+        *("workers", "restart_s"),
     )
 )
 POLICY_KEYS = frozenset(("roles", "rules", "fields", "tests"))

@@ -25,7 +25,7 @@ from meshguard.sources.documents import load_documents
 
 __all__ = ["report_of", "run"]
 
-_ACTIONS = ("seal", "encrypt", "deterministic", "tokenise", "hash")
+_ACTIONS = ("seal", "encrypt", "deterministic", "tokenise", "hash", "mask", "remove")
 _PLACES = ("paths", "methods", "hosts", "side", "on", "select", "form", "headers", "query", "protobuf")
 _SAMPLE = re.compile(r"meshguard_field_operations_total\{([^}]*)\} ([0-9.e+]+)")
 
@@ -69,7 +69,7 @@ def report_of(configuration: Configuration, now: float, decisions: Iterable[Path
 def _field(
     values: Mapping[str, Any], file: str, keys: Mapping[str, KeysetConfig], roles: Mapping[str, Any], counts: _Counts
 ) -> dict[str, Any]:
-    action = next((name for name in _ACTIONS if name in values), "mask" if "others" in values else "")
+    action = next((name for name in _ACTIONS if name in values), "")
     named = values.get(action)
     keyset = named if isinstance(named, str) and named in keys else ""
     identifier = str(values["id"])
@@ -82,7 +82,7 @@ def _field(
             "principals": list(held.principals) if held is not None else [role],
             "claims": dict(held.jwt) if held is not None else {},
         })  # fmt: skip
-    others = values.get("others", "ciphertext")
+    others = values.get("others", f"mask {values['mask']}" if action == "mask" else "nothing" if action == "remove" else "ciphertext")
     return {
         "id": identifier,
         "description": values.get("description", ""),

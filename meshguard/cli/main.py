@@ -33,6 +33,7 @@ COMMANDS: tuple[tuple[str, str], ...] = (
     ("capture", "send an application's traffic through the listeners, by netfilter rules"),
     ("fields", "seal, open and rewrap stored values; report what is protected"),
     ("demo", "a guided tour: two workloads, a policy, a protected field"),
+    ("top", "live requests, rates, latencies and decisions of one instance"),
     ("version", "print the version"),
 )
 """Every subcommand with its line of help, in the order of a user's first day."""

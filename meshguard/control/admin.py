@@ -24,10 +24,13 @@ import asyncio
 import hmac
 import ipaddress
 import logging
+import os
 import platform
+import socket
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
 from urllib.parse import parse_qsl
 
 import h11
@@ -35,11 +38,12 @@ import orjson
 
 from meshguard import __version__
 from meshguard.control.operations import MAX_BODY_BYTES, AdminRequest, Operation, OperationError
+from meshguard.control.status import EndpointStatus, ListenerStatus, Status, WorkersStatus
 from meshguard.telemetry.metrics import Family
 from meshguard.telemetry.prometheus import content_type, render
 from meshguard.telemetry.redaction import Redactor
 
-__all__ = ["AdminServer", "EndpointStatus", "ListenerStatus", "Providers", "Status"]
+__all__ = ["AdminServer", "EndpointStatus", "ListenerStatus", "Providers", "Status", "WorkersStatus"]
 
 _log = logging.getLogger(__name__)
 
@@ -55,67 +59,18 @@ _JSON = "application/json"
 
 
 @dataclass(frozen=True, slots=True)
-class ListenerStatus:
-    """A configured listener, and whether its socket is open."""
-
-    name: str
-    address: str
-    listening: bool
-
-
-@dataclass(frozen=True, slots=True)
-class EndpointStatus:
-    """An endpoint of a cluster, with the reason why it is not used."""
-
-    address: str
-    healthy: bool
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """The state of the process at one moment. Times are epoch seconds; `identity_not_after` None: it has no identity of its own."""
-
-    policy_digest: str = ""  # "" while none is loaded
-    policy_revision: int = 0
-    policy_since: float = 0.0
-    reload_error: str = ""  # of the last attempt, "" when it worked
-    identity: str = ""
-    identity_not_after: float | None = None
-    listeners: tuple[ListenerStatus, ...] = ()
-    clusters: Mapping[str, tuple[EndpointStatus, ...]] = field(default_factory=dict)
-    keys: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # keysets with wrapped keys, as their state stands
-    draining: bool = False
-    active: int = 0  # requests in progress
-
-    def not_ready(self, now: float) -> list[str]:
-        """Why no traffic should be sent here; empty when it should.
-
-        A failed reload and endpoints that are down are told but do not count: the last good policy is enforced, and taking every proxy
-        of a broken upstream out of service would replace its clear answer by none.
-        """
-        reasons = []
-        if not self.policy_digest:
-            reasons.append("no_policy")
-        if self.identity_not_after is not None and self.identity_not_after <= now:
-            reasons.append("identity_expired")
-        reasons.extend(f"listener_down:{listener.name}" for listener in self.listeners if not listener.listening)
-        if self.draining:
-            reasons.append("draining")
-        return reasons
-
-
-@dataclass(frozen=True, slots=True)
 class Providers:
     """What the admin API shows and does.
 
     `families` is asked at each scrape. `start_drain` must be harmless when called again; `drained` waits until no request is left.
+    `refresh` gathers what `status` and `families` then tell, where that takes asking others.
     """
 
     status: Callable[[], Status]
     families: Callable[[], Iterable[Family]]
     start_drain: Callable[[], None]
     drained: Callable[[], Awaitable[None]]
+    refresh: Callable[[], Awaitable[None]] | None = None
 
 
 class _Answer:
@@ -163,11 +118,23 @@ class AdminServer:
             raise ValueError(f"{path} is taken")
         self._operations[path] = operation
 
-    async def start(self, host: str = "127.0.0.1", port: int = 9901) -> tuple[str, int]:
-        """Listen. Returns the address in use (port 0 takes a free one). Raises OSError when it cannot be bound."""
-        self._server = await asyncio.start_server(self._serve, host, port, limit=MAX_HEAD_BYTES, backlog=MAX_CONNECTIONS)
+    async def start(self, host: str = "127.0.0.1", port: int = 9901, given: socket.socket | None = None) -> tuple[str, int]:
+        """Listen, on the socket that another process has `given` or by binding. Returns the address in use (port 0 takes a free one).
+        Raises OSError when it cannot be bound."""
+        place: dict[str, Any] = {"host": host, "port": port} if given is None else {"sock": given}
+        self._server = await asyncio.start_server(self._serve, **place, limit=MAX_HEAD_BYTES, backlog=MAX_CONNECTIONS)
         name = self._server.sockets[0].getsockname()
         return str(name[0]), int(name[1])
+
+    @property
+    def descriptor(self) -> int:
+        """Of the listening socket, for a process that takes over; -1 when there is none."""
+        return self._server.sockets[0].fileno() if self._server is not None and self._server.sockets else -1
+
+    def stop_listening(self) -> None:
+        """Another process answers from now on; what was asked here is still answered."""
+        if self._server is not None:
+            self._server.close()
 
     async def close(self) -> None:
         """Stop listening and end open connections."""
@@ -321,10 +288,15 @@ class AdminServer:
             return False
         return True
 
+    async def _refresh(self) -> None:
+        if self._providers.refresh is not None:
+            await self._providers.refresh()
+
     async def _healthz(self, request: h11.Request, query: str, loopback: bool) -> _Answer:
         return _json(200, {"status": "ok"})
 
     async def _readyz(self, request: h11.Request, query: str, loopback: bool) -> _Answer:
+        await self._refresh()
         status = self._providers.status()
         now = self._now()
         reasons = status.not_ready(now)
@@ -351,9 +323,13 @@ class AdminServer:
                 told["keys"] = {name: {key: self._shown(value) for key, value in items.items()} for name, items in status.keys.items()}
             told["draining"] = status.draining
             told["active"] = status.active
+            told["pid"] = os.getpid()
+        if status.workers is not None:
+            told["workers"] = status.workers.told(loopback)
         return _json(503 if reasons else 200, told)
 
     async def _metrics(self, request: h11.Request, query: str, loopback: bool) -> _Answer:
+        await self._refresh()
         accept = b",".join(value for name, value in request.headers if name == b"accept").decode("latin-1")
         media_type = content_type(accept)
         return _Answer(200, render(self._providers.families(), media_type), media_type)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,10 +32,10 @@ def keep(keeper: BundleKeeper, candidate: Candidate) -> None:
         log.info("bundle in force", extra={"data": {**data, "expires": bundle.expires}})
 
 
-async def end_break_glass(runtime: Runtime) -> None:
+async def end_break_glass(runtime: Runtime, reload: Callable[[str], Awaitable[object]]) -> None:
     """The regular bundle comes back by itself."""
     while True:
         await asyncio.sleep(_LOOK_S)
         candidate = runtime.inputs.candidate
         if candidate is not None and runtime.bundles is not None and runtime.bundles.due(candidate.bundle):
-            await runtime.reload("break-glass ended")
+            await reload("break-glass ended")

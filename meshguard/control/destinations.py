@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from meshguard.identity.trust import TrustStore
     from meshguard.net.destinations import Destinations, DestinationSettings
     from meshguard.net.own_addresses import AddressGuard
+    from meshguard.policy.quarantine import Containment
 
 __all__ = ["DynamicClusters", "destination_settings"]
 
@@ -45,21 +46,23 @@ def destination_settings(config: ClusterConfig) -> DestinationSettings:
     )
 
 
-def tls_by_host(cluster: ClusterConfig, material: Material | None, trust: TrustStore | None) -> Callable[[str], ClientTls | None]:
+def tls_by_host(
+    cluster: ClusterConfig, material: Material | None, trust: TrustStore | None, contained: Containment
+) -> Callable[[str], ClientTls | None]:
     """How to speak TLS to each host: one context for all, and for each host the SPIFFE ID that its server has to prove. Raises
     IdentityError, OSError."""
     config = cluster.tls
     template = config.spiffe_id if config is not None else None
     if config is None or template is None or not placeholders(template):
-        same = client_tls(config, material, trust, cluster.protocol)
+        same = client_tls(config, material, trust, contained, cluster.protocol)
         return lambda host: same
-    base = client_tls(config.model_copy(update={"spiffe_id": _filled(template, "any")}), material, trust, cluster.protocol)
+    base = client_tls(config.model_copy(update={"spiffe_id": _filled(template, "any")}), material, trust, contained, cluster.protocol)
     if base is None or trust is None:
         raise ValueError("a SPIFFE ID without TLS")
 
     def of(host: str) -> ClientTls:
         tls = copy(base)
-        tls.verify = peer_verifier(principal_matcher([_filled(template, host)]), trust)
+        tls.verify = peer_verifier(principal_matcher([_filled(template, host)]), trust, contained)
         return tls
 
     return of
@@ -73,7 +76,8 @@ def _filled(template: str, host: str) -> str:
 class DynamicClusters:
     """The running dynamic clusters by name; like other clusters they outlive snapshots."""
 
-    def __init__(self, new_connector: NewConnector) -> None:
+    def __init__(self, new_connector: NewConnector, contained: Containment) -> None:
+        self._contained = contained
         self.by_name: dict[str, Destinations] = {}
         self._new_connector = new_connector
 
@@ -90,7 +94,7 @@ class DynamicClusters:
         return {
             name: (
                 destination_settings(config),
-                tls_by_host(config, material, trust),
+                tls_by_host(config, material, trust, self._contained),
                 partial(self._new_connector, config),
                 AddressGuard(own, parse_networks((config.destinations or DestinationsConfig()).refuse_addresses)),
             )

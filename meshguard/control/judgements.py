@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from meshguard.control.protocols import protocols
 from meshguard.control.settings.listeners import ListenerConfig
-from meshguard.model.errors import IdentityError
+from meshguard.model.errors import DocumentError, IdentityError, Problem
 from meshguard.model.principal import Principal
 from meshguard.net.tls import ServerMode, build_server_context
 from meshguard.pipeline.peer import Peer
@@ -15,10 +15,11 @@ from meshguard.pipeline.peer import Peer
 if TYPE_CHECKING:
     import ssl
 
+    from meshguard.control.inputs import Inputs
     from meshguard.identity.trust import TrustStore
     from meshguard.sources.identity import IdentityUpdate
 
-__all__ = ["address", "connection_limit", "own_principal", "server_context", "still_trusted"]
+__all__ = ["address", "connection_limit", "own_principal", "refuse_restart_only", "server_context", "still_trusted"]
 
 _FEWEST_CONNECTIONS = 64
 
@@ -31,6 +32,28 @@ def still_trusted(peer: Peer, trust: TrustStore | None, now: float) -> bool:
         return (trust.recall(peer.chain[0], now) or trust.verify(peer.chain, now)) is not None
     except IdentityError:
         return False
+
+
+def refuse_restart_only(before: Inputs, after: Inputs) -> None:
+    """Changes that would need new sockets under old names or another identity source: clear words instead of half a change. Raises
+    DocumentError."""
+    old, new = before.configuration, after.configuration
+    problems = []
+    for path, was, becomes in (
+        ("identity", old.identity, new.identity),
+        ("admin", old.admin, new.admin),
+        ("bundle", old.bundle, new.bundle),
+        ("quarantine", old.quarantine, new.quarantine),
+        ("decision_log", old.decision_log, new.decision_log),
+        ("telemetry", old.telemetry, new.telemetry),
+        ("jwt", old.jwt, new.jwt),
+        ("workers", old.workers, new.workers),
+        *((f"listeners.{name}.address", address(old.listeners.get(name)), address(new.listeners[name])) for name in new.listeners),
+    ):
+        if was is not None and was != becomes:
+            problems.append(Problem(after.loaded.document.file, path, "no change while running: this takes a restart"))
+    if problems:
+        raise DocumentError(problems)
 
 
 def address(config: ListenerConfig | None) -> str | None:

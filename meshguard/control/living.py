@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, cast
 
 from meshguard.control.judgements import still_trusted
 from meshguard.model.errors import IdentityError
+from meshguard.net.cluster.carrier import Carrier, Lease
 from meshguard.net.cluster.cluster import Cluster
 from meshguard.net.tls import peer_chain, peer_leaf
+from meshguard.policy.quarantine import NOBODY, Quarantine
 
 if TYPE_CHECKING:
     from meshguard.identity.trust import TrustStore
     from meshguard.net.destinations import Destinations
     from meshguard.net.http1_client import UpstreamConnection
+    from meshguard.net.http2_client import Http2Upstream
     from meshguard.net.listener import ServerDoor
     from meshguard.pipeline.journey import Journey
     from meshguard.pipeline.snapshot import Snapshot
@@ -55,9 +58,11 @@ def _judge_door(journey: Journey, door: ServerDoor, snapshot: Snapshot, trust: T
         door.cut("identity_expired")
 
 
-def judge_upstreams(families: Iterable[Cluster | Destinations], trust: TrustStore | None, now: float) -> None:
-    """Ends connections to servers whose certificates `trust` no longer vouches for: what runs on them is cut, and nothing is sent
-    there any more. A server that is known by its host name has no SPIFFE ID to judge."""
+def judge_upstreams(
+    families: Iterable[Cluster | Destinations], trust: TrustStore | None, now: float, quarantine: Quarantine = NOBODY
+) -> None:
+    """Ends connections to servers whose certificates `trust` no longer vouches for, or that are quarantined: what runs on them is cut,
+    and nothing is sent there any more. A server that is known by its host name has no SPIFFE ID to judge."""
     if trust is None:
         return
     for cluster in (cluster for family in families for cluster in ((family,) if isinstance(family, Cluster) else family)):
@@ -65,7 +70,7 @@ def judge_upstreams(families: Iterable[Cluster | Destinations], trust: TrustStor
             if connection.expires is None or connection.channel.closed:
                 continue
             try:
-                reason = _distrusted(connection, trust, now)
+                reason = _distrusted(connection, trust, now, quarantine)
             except Exception:
                 # as above
                 log.exception("an upstream connection could not be judged")
@@ -73,25 +78,31 @@ def judge_upstreams(families: Iterable[Cluster | Destinations], trust: TrustStor
             if reason:
                 data = {"cluster": cluster.name, "endpoint": connection.endpoint.key, "reason": reason}
                 log.warning("an upstream's identity is no longer good", extra={"data": data})
-                cluster.lost(connection)  # out of the pool before anybody can take it
+                if isinstance(connection, Carrier):
+                    cluster.withdraw(connection)
+                else:
+                    cluster.lost(connection)  # out of the pool before anybody can take it
                 connection.channel.abort()
 
 
-def _connections(cluster: Cluster) -> Iterator[UpstreamConnection]:
+def _connections(cluster: Cluster) -> Iterator[UpstreamConnection | Http2Upstream]:
     members = cluster.members
     for endpoint in [*members.endpoints.values(), *members.leaving.values()]:
-        yield from cast("list[UpstreamConnection]", [*endpoint.idle, *endpoint.busy])  # what the connectors of all clusters make
+        # what the connectors of all clusters make; the connections of leases come below
+        yield from cast("list[UpstreamConnection]", [conn for conn in (*endpoint.idle, *endpoint.busy) if not isinstance(conn, Lease)])
+    yield from cast("list[Http2Upstream]", list(cluster.carriers))
 
 
-def _distrusted(connection: UpstreamConnection, trust: TrustStore, now: float) -> str:
+def _distrusted(connection: UpstreamConnection | Http2Upstream, trust: TrustStore, now: float, quarantine: Quarantine) -> str:
     """Why, or nothing. The SPIFFE ID itself was compared when the connection was made, and cannot change on it."""
     tls = connection.channel.tls
     leaf = peer_leaf(tls) if tls is not None else None
     if tls is None or leaf is None:
         return "certificate_missing"
-    if trust.recall(leaf, now) is None:
+    principal = trust.recall(leaf, now)
+    if principal is None:
         try:
-            trust.verify(peer_chain(tls), now)
+            principal = trust.verify(peer_chain(tls), now)
         except IdentityError as exc:
             return exc.code
-    return ""
+    return "quarantined" if quarantine and quarantine.find(principal.spiffe_id, principal.serial, now) is not None else ""

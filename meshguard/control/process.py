@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
 from contextlib import aclosing
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from meshguard.control.admin import AdminServer, EndpointStatus, ListenerStatus, Providers, Status
 from meshguard.control.bundles import end_break_glass
+from meshguard.control.handover import GENTLE_S, Estate, Inheritance, SuccessorFailed, read_contained, start_successor, write_contained
 from meshguard.control.inputs import Inputs, bundle_settings, load_inputs
+from meshguard.control.live import live_requests, live_stats
 from meshguard.control.memory import release_start_pages
+from meshguard.control.observing import observing
 from meshguard.control.operations import admin_token
 from meshguard.control.quarantine import QuarantineRegister
 from meshguard.control.runtime import Runtime
@@ -26,9 +32,11 @@ from meshguard.model.errors import MeshguardError
 from meshguard.sources.bundles import BundleKeeper, follow
 from meshguard.sources.identity import IdentitySource, IdentityUpdate, first_update
 from meshguard.sources.watch import watch
+from meshguard.telemetry.logs import LineHandler
 from meshguard.telemetry.metrics import Family, Registry
+from meshguard.telemetry.write_lock import new_lock_file
 
-__all__ = ["run"]
+__all__ = ["Process", "run"]
 
 log = logging.getLogger(__name__)
 
@@ -36,35 +44,57 @@ _IDENTITY_S = 30.0
 _IDENTITY_RETRY_S = 5.0
 
 
-def run(load_configuration: Callable[[], LoadedConfiguration], registry: Registry, ready: Callable[[Runtime], None] | None = None) -> None:
-    """Runs the proxy until SIGTERM or SIGINT. `ready` is called once traffic is served. Raises MeshguardError, OSError at the start."""
+def run(
+    load_configuration: Callable[[], LoadedConfiguration],
+    registry: Registry,
+    ready: Callable[[Runtime], None] | None = None,
+    inheritance: Inheritance | None = None,
+    handler: LineHandler | None = None,
+) -> None:
+    """Runs the proxy until SIGTERM or SIGINT. `ready` is called once traffic is served; `inheritance` is what an earlier process hands
+    over; `handler` is that of the log. Raises MeshguardError, OSError at the start."""
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_Process(load_configuration, registry).main(ready))
+        runner.run(Process(load_configuration, registry, inheritance, handler).main(ready))
 
 
-class _Process:
-    def __init__(self, load_configuration: Callable[[], LoadedConfiguration], registry: Registry) -> None:
+class Process:
+    """One process that serves alone. A worker (`control.workers.worker`) differs in the methods under "alone, or one of many"."""
+
+    def __init__(
+        self,
+        load_configuration: Callable[[], LoadedConfiguration],
+        registry: Registry,
+        inheritance: Inheritance | None = None,
+        handler: LineHandler | None = None,
+    ) -> None:
         self._load_configuration = load_configuration
         self._registry = registry
+        self._inheritance = inheritance or Inheritance()
+        self._handler = handler
         self._runtime = Runtime(load_configuration)
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
+        self._restart = asyncio.Event()
         self._drained = asyncio.Event()
+        self._gentle_s = 0.0
+        self._telemetry: Telemetry | None = None
+        self._admin: AdminServer | None = None
+        self._restart_failures = registry.counter(
+            "meshguard.restart.failures", "Rolling restarts whose new process did not become ready", "{restart}"
+        ).labels()
 
     async def main(self, ready: Callable[[Runtime], None] | None) -> None:
-        config = self._load_configuration().configuration.bundle
-        bundles = BundleKeeper(bundle_settings(config)) if config is not None else None
-        self._runtime.bundles = bundles
-        if bundles is not None:
-            await bundles.fetch_first()
-        inputs = load_inputs(self._load_configuration, self._runtime.keyring, bundles)
+        self._runtime.bundles = bundles = await self._first_bundles()
+        inputs = self._first_inputs(bundles)
         configuration = inputs.configuration
-        telemetry = Telemetry(configuration, self._registry)
-        for note in inputs.loaded.notes:
-            log.warning(note)
+        self._telemetry = telemetry = Telemetry(configuration, self._registry)
+        self._share_logs()
         runtime = self._runtime
+        runtime.given = self._inheritance.sockets
+        if "limits" in self._inheritance.shared:
+            runtime.rate_limits.share(self._inheritance.shared["limits"])
         tokens = TokenKeys(configuration.jwt)
         await tokens.load()
         await runtime.keyring.start(inputs.keys)
@@ -72,28 +102,22 @@ class _Process:
         updates: AsyncGenerator[IdentityUpdate, None] | None = source.updates() if source is not None else None
         identity = await first_update(updates, _IDENTITY_S) if updates is not None else None
         telemetry.collect(self._families)
-        token_file = configuration.admin.token_file
-        token = admin_token(token_file, create=True) if token_file is not None else b""
-        admin = AdminServer(Providers(self._status, self._registry.families, self._stop_accepting, self._wait_drained), token=lambda: token)
-        quarantine = QuarantineRegister(configuration.quarantine.path, runtime.contain)
+        self._quarantine = quarantine = QuarantineRegister(configuration.quarantine.path, runtime.contain)
         runtime.on_look = quarantine.expire
-        admin.extend("/quarantine", quarantine.operation())
         self._signals()
         try:
             async with asyncio.TaskGroup() as background:
                 quarantine.load()  # before the first listener opens
+                self._contain_more()
                 await runtime.start(inputs, identity, tokens.verifier, telemetry, background)
                 telemetry.start()
-                await admin.start(configuration.admin.address.host, configuration.admin.address.port)
-                work = [
-                    background.create_task(runtime.watch()),
-                    background.create_task(self._reload_on_signal()),
-                    background.create_task(self._watch_files(inputs)),
-                ]
+                await self._open(configuration)
+                self._inheritance.discard()
+                work = [background.create_task(runtime.watch()), *(background.create_task(part) for part in self._parts(inputs))]
                 if bundles is not None:
-                    work.append(background.create_task(end_break_glass(runtime)))
+                    work.append(background.create_task(end_break_glass(runtime, self._changed)))
                     if bundles.has_url:
-                        work.append(background.create_task(follow(bundles, partial(runtime.reload, "bundle"))))
+                        work.append(background.create_task(follow(bundles, partial(self._changed, "bundle"))))
                 if configuration.quarantine.path is not None:
                     work.append(background.create_task(_follow(configuration.quarantine.path, quarantine.reload)))
                 if source is not None and updates is not None:
@@ -104,16 +128,69 @@ class _Process:
                 log.info("serving", extra={"data": self._summary(configuration)})
                 if ready is not None:
                     ready(runtime)
+                self._inheritance.tell_ready()
                 await self._stop.wait()
-                log.info("draining", extra={"data": {"grace_s": configuration.drain_s}})
-                await runtime.drain(runtime.inputs.configuration.drain_s)
+                grace_s = self._grace_s()
+                log.info("draining", extra={"data": {"grace_s": grace_s}})
+                await runtime.drain(grace_s, gentle_s=self._gentle_s)
                 self._drained.set()
+                await self._last_word()
                 for task in work:
                     task.cancel()
                 await runtime.keyring.close()
         finally:
-            await admin.close()
+            await self._close()
             telemetry.close()
+
+    # -- alone, or one of many --------------------------------------------------------------------------------------------
+
+    async def _first_bundles(self) -> BundleKeeper | None:
+        config = self._load_configuration().configuration.bundle
+        bundles = BundleKeeper(bundle_settings(config)) if config is not None else None
+        if bundles is not None:
+            await bundles.fetch_first()
+        return bundles
+
+    def _first_inputs(self, bundles: BundleKeeper | None) -> Inputs:
+        inputs = load_inputs(self._load_configuration, self._runtime.keyring, bundles)
+        for note in inputs.loaded.notes:
+            log.warning(note)
+        return inputs
+
+    def _parts(self, inputs: Inputs) -> list[Coroutine[None, None, None]]:
+        """What runs beside the traffic."""
+        return [self._reload_on_signal(), self._watch_files(inputs), self._restart_on_signal()]
+
+    async def _open(self, configuration: Configuration) -> None:
+        """The way in for whoever operates this process."""
+        token_file = configuration.admin.token_file
+        token = admin_token(token_file, create=True) if token_file is not None else b""
+        providers = Providers(self._status, self._registry.families, self._stop_accepting, self._wait_drained)
+        self._admin = admin = AdminServer(providers, token=lambda: token)
+        admin.extend("/quarantine", self._quarantine.operation())
+        for path, operation in observing(self._status, self._live_stats, self._live_requests, self._restart.set).items():
+            admin.extend(path, operation)
+        address = configuration.admin.address
+        await admin.start(address.host, address.port, self._inheritance.admin)
+
+    async def _close(self) -> None:
+        if self._admin is not None:
+            await self._admin.close()
+
+    def _contain_more(self) -> None:
+        """Who else is cut out from the beginning."""
+        descriptor = self._inheritance.shared.pop("quarantine", -1)
+        if descriptor >= 0 and (entries := read_contained(descriptor)) and not self._quarantine.current:
+            self._quarantine.take(entries)
+
+    async def _changed(self, why: str) -> None:
+        await self._runtime.reload(why)
+
+    def _grace_s(self) -> float:
+        return self._runtime.inputs.configuration.drain_s
+
+    async def _last_word(self) -> None:
+        """After the drain."""
 
     # -- what may happen meanwhile --------------------------------------------------------------------------------------
 
@@ -122,13 +199,56 @@ class _Process:
         loop.add_signal_handler(signal.SIGHUP, self._reload.set)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGUSR2, self._restart.set)
 
     async def _reload_on_signal(self) -> None:
         while True:
             await self._reload.wait()
             self._reload.clear()
             self._runtime.telemetry.reopen()
-            await self._runtime.reload("signal")
+            await self._changed("signal")
+
+    async def _restart_on_signal(self) -> None:
+        """A rolling restart: another process, out of the installation as it is now, takes over; this one finishes what it has."""
+        while True:
+            await self._restart.wait()
+            self._restart.clear()
+            log.info("a new process is being started")
+            try:
+                if os.getpid() == 1:
+                    raise SuccessorFailed("this is process 1, whose end ends the container: replace the container")
+                pid = await start_successor(self._estate(), self._runtime.inputs.configuration.restart_s)
+            except (MeshguardError, OSError) as exc:
+                self._restart_failures.value += 1
+                log.error("RESTART FAILED: the new process does not serve, this one goes on", extra={"data": {"error": str(exc)}})
+                continue
+            log.info("the new process serves", extra={"data": {"pid": pid}})
+            self._gentle_s = GENTLE_S
+            if self._admin is not None:
+                self._admin.stop_listening()
+            self._stop.set()
+
+    def _estate(self) -> Estate:
+        shared = self._inheritance.shared
+        for name in ("log", "decisions"):
+            if name not in shared:
+                shared[name] = new_lock_file(name)
+        self._share_logs()
+        shared["quarantine"] = write_contained([asdict(entry) for entry in self._quarantine.current.entries.values()])
+        limits = self._runtime.rate_limits
+        if limits.descriptor >= 0:
+            shared["limits"] = limits.descriptor
+            limits.share(limits.descriptor)
+        configured = self._runtime.inputs.configuration.listeners
+        sockets = {str(configured[name].address): listener.descriptors for name, listener in self._runtime.listeners.items()}
+        return Estate(sockets, self._admin.descriptor if self._admin is not None else -1, shared)
+
+    def _share_logs(self) -> None:
+        shared = self._inheritance.shared
+        if "decisions" in shared and self._telemetry is not None:
+            self._telemetry.share(shared["decisions"])
+        if "log" in shared and self._handler is not None:
+            self._handler.share(shared["log"])
 
     async def _watch_files(self, inputs: Inputs) -> None:
         """Documents, policies and keysets; what is watched follows the configuration."""
@@ -136,7 +256,7 @@ class _Process:
         while True:
             async with aclosing(watch(files)) as changes:
                 async for _ in changes:
-                    await self._runtime.reload("files changed")
+                    await self._changed("files changed")
                     if self._runtime.inputs.files != files:
                         files = self._runtime.inputs.files
                         break
@@ -158,6 +278,13 @@ class _Process:
 
     def _stop_accepting(self) -> None:
         self._stop.set()
+
+    async def _live_stats(self) -> dict[str, Any]:
+        self._runtime.telemetry.observer.flush()
+        return live_stats(self._runtime)
+
+    async def _live_requests(self) -> list[dict[str, Any]]:
+        return live_requests(self._runtime)
 
     # -- what is told ---------------------------------------------------------------------------------------------------
 

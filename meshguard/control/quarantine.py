@@ -10,9 +10,10 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -64,6 +65,10 @@ class QuarantineRegister:
         except (DocumentError, OSError) as exc:
             data = {"path": str(self._path), "error": str(exc)}
             log.error("the quarantine file cannot be read, the last set goes on", extra={"data": data})
+
+    def take(self, entries: Iterable[Mapping[str, Any]]) -> None:
+        """Takes over what another process of this node has put in force (and kept). Raises ValueError, TypeError."""
+        self._take(Quarantine(Entry(**each) for each in entries).alive(self._clock()), "another worker")
 
     def add(self, target: str, reason: str, by: str, ttl_s: float = 0.0) -> Entry:
         """Cuts `target` out, for `ttl_s` seconds or (0) until it is removed. Raises ValueError, OSError: then nothing has changed."""

@@ -13,19 +13,21 @@ import gc
 import itertools
 import logging
 import secrets
+import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from meshguard.control.bundles import keep
+from meshguard.control.change import Change, State
 from meshguard.control.delegation import token_writers
 from meshguard.control.destinations import DynamicClusters
 from meshguard.control.doors import door_maker
 from meshguard.control.inputs import Inputs, load_inputs
-from meshguard.control.judgements import address, connection_limit, own_principal, server_context
+from meshguard.control.judgements import connection_limit, own_principal, refuse_restart_only, server_context
 from meshguard.control.keyring import Keyring
 from meshguard.control.living import judge_doors, judge_upstreams
+from meshguard.control.rate_limits import RateLimits
 from meshguard.control.settings.listeners import ListenerConfig
 from meshguard.control.settings.load import LoadedConfiguration
 from meshguard.control.telemetry import Telemetry
@@ -33,7 +35,7 @@ from meshguard.control.upstreams import Upstreams
 from meshguard.control.views import listener_view
 from meshguard.fields.views import Reader
 from meshguard.integrity.bundle import BundleError
-from meshguard.model.errors import DocumentError, MeshguardError, Problem
+from meshguard.model.errors import MeshguardError
 from meshguard.net.listener import Listener, ServerDoor, TlsGate
 from meshguard.net.tls import worn_out
 from meshguard.pipeline.inspection_budget import InspectionBudget
@@ -52,30 +54,12 @@ if TYPE_CHECKING:
     from meshguard.sources.bundles import BundleKeeper
     from meshguard.sources.identity import IdentityUpdate
 
-__all__ = ["Runtime", "State"]
+__all__ = ["Runtime"]
 
 log = logging.getLogger(__name__)
 
 _LOOK_S = 0.5
 _COLLECT_S = 30.0
-
-
-@dataclass(slots=True)
-class State:
-    """What readiness and the admin API tell."""
-
-    revision: int = 0
-    policy_digest: str = ""
-    since: float = 0.0
-    reloads: int = 0
-    failures: int = 0
-    last_error: str = ""
-    last_error_at: float = 0.0
-    identity: str = ""
-    identity_not_after: float = 0.0
-    ready: bool = False
-    draining: bool = False
-    warnings: list[str] = field(default_factory=list)
 
 
 class Runtime:
@@ -86,7 +70,7 @@ class Runtime:
         self._load_configuration = load_configuration
         self.state = State()
         self.upstreams = Upstreams()
-        self.dynamic = DynamicClusters(self.upstreams.new_connector)
+        self.dynamic = DynamicClusters(self.upstreams.new_connector, self.upstreams.contained)
         self.keyring = Keyring()
         self.journeys: dict[str, Journey] = {}
         self.listeners: dict[str, Listener[ServerDoor]] = {}
@@ -106,6 +90,8 @@ class Runtime:
         self._leaving: list[tuple[Journey, Listener[ServerDoor]]] = []
         self._collected_at = float("-inf")
         self._not_renewable: set[str] = set()
+        self.rate_limits = RateLimits()
+        self.given: dict[str, list[socket.socket]] = {}  # sockets from another process, by address: taken instead of binding
         self.quarantine = NOBODY
         self.on_look: Callable[[], None] = lambda: None
 
@@ -130,24 +116,46 @@ class Runtime:
 
     async def reload(self, why: str) -> bool:
         """Reads all documents anew and takes them over, or keeps the last good state and says why. True when taken over."""
-        async with self._changing:
-            try:
-                inputs = await asyncio.to_thread(load_inputs, self._load_configuration, self.keyring, self.bundles)
-                self._refuse_restart_only(inputs)
-                await self.keyring.start(inputs.keys)
-                await self._change(inputs, self._identity)
-            except Exception as exc:
-                # the outermost loop of a background service: whatever a change does wrong, what is in force goes on
-                self._failed(why, exc)
-                return False
-            self.state.reloads += 1
-            self.state.last_error = self.bundles.refused if self.bundles is not None else ""
-            if self.state.last_error:
-                self._failed(why, BundleError("refused", self.state.last_error))
-            self.telemetry.reloads.value += 1
-            data = {"why": why, "revision": self.state.revision, "policy_digest": self.state.policy_digest}
-            log.info("reloaded", extra={"data": data})
-            return True
+        try:
+            await self.take(await self.prepare(lambda: load_inputs(self._load_configuration, self.keyring, self.bundles)), why)
+        except Exception as exc:
+            # the outermost loop of a background service: whatever a change does wrong, what is in force goes on
+            self._failed(why, exc)
+            return False
+        return True
+
+    async def prepare(self, load: Callable[[], Inputs]) -> Change:
+        """The first half of a reload: everything that can fail, with nothing changed yet. No other change happens until the result
+        went to `take` or `give_up`. `load` runs in a thread. Raises what is wrong with the documents."""
+        await self._changing.acquire()
+        try:
+            inputs = await asyncio.to_thread(load)
+            refuse_restart_only(self.inputs, inputs)
+            await self.keyring.start(inputs.keys)
+            return await self._build(inputs, self._identity)
+        except BaseException:
+            self._changing.release()
+            raise
+
+    async def take(self, change: Change, why: str) -> None:
+        """The second half: the change is in force. Raises what should not happen."""
+        try:
+            await self._apply(change)
+        finally:
+            self._changing.release()
+        self.state.reloads += 1
+        self.state.last_error = self.bundles.refused if self.bundles is not None else ""
+        if self.state.last_error:
+            self._failed(why, BundleError("refused", self.state.last_error))
+        self.telemetry.reloads.value += 1
+        data = {"why": why, "revision": self.state.revision, "policy_digest": self.state.policy_digest}
+        log.info("reloaded", extra={"data": data})
+
+    def give_up(self, change: Change) -> None:
+        """A prepared change that is not taken after all."""
+        for _, listener in change.fresh:
+            listener.release()
+        self._changing.release()
 
     async def rotate(self, identity: IdentityUpdate) -> None:
         """Takes over new certificates or bundles. Connections whose identity is no longer good end within a second."""
@@ -162,11 +170,12 @@ class Runtime:
 
     def contain(self, quarantine: Quarantine) -> None:
         """Puts a quarantine in force on every listener, at once."""
-        self.quarantine = quarantine
+        self.quarantine = self.upstreams.contained.current = quarantine
         material = self._identity.material if self._identity is not None else None
         own = quarantine.find(material.spiffe_id, material.serial, time.time()) if material is not None and quarantine else None
         for journey in (*self.journeys.values(), *(journey for journey, _ in self._leaving)):
             journey.contain(quarantine, own)
+        judge_upstreams(self._families(), self._trust, time.time(), quarantine)
 
     def _failed(self, why: str, exc: Exception) -> None:
         self.state.failures += 1
@@ -181,27 +190,11 @@ class Runtime:
         """A source of identity has sent something unusable."""
         self._failed("identity", problem)
 
-    def _refuse_restart_only(self, inputs: Inputs) -> None:
-        """Changes that would need new sockets under old names or another identity source: clear words instead of half a change."""
-        old, new = self.inputs.configuration, inputs.configuration
-        problems = []
-        for path, before, after in (
-            ("identity", old.identity, new.identity),
-            ("admin", old.admin, new.admin),
-            ("bundle", old.bundle, new.bundle),
-            ("quarantine", old.quarantine, new.quarantine),
-            ("decision_log", old.decision_log, new.decision_log),
-            ("telemetry", old.telemetry, new.telemetry),
-            ("jwt", old.jwt, new.jwt),
-            *((f"listeners.{name}.address", address(old.listeners.get(name)), address(new.listeners[name])) for name in new.listeners),
-        ):
-            if before is not None and before != after:
-                problems.append(Problem(inputs.loaded.document.file, path, "no change while running: this takes a restart"))
-        if problems:
-            raise DocumentError(problems)
-
     async def _change(self, inputs: Inputs, identity: IdentityUpdate | None) -> None:
         """validate -> build -> swap. INVARIANT: nothing that runs is touched before everything that can fail has been built."""
+        await self._apply(await self._build(inputs, identity))
+
+    async def _build(self, inputs: Inputs, identity: IdentityUpdate | None) -> Change:
         configuration = inputs.configuration
         trust = self._trust
         if identity is not None and identity is not self._identity:
@@ -210,12 +203,13 @@ class Runtime:
         own_id = material.spiffe_id if material is not None else ""
         writers = token_writers(configuration, material)
         views = {name: listener_view(name, config, inputs.contracts, writers) for name, config in configuration.listeners.items()}
+        for name, config in configuration.listeners.items():
+            views[name].limiter = self.rate_limits.limiter(config, self.telemetry.registry)
         contexts = {name: server_context(config, identity, trust) for name, config in configuration.listeners.items()}
         prepared = self.upstreams.prepare(configuration.clusters, material, trust)
         dynamic = self.dynamic.prepare(configuration, material, trust)
         sampling = Sampling(configuration.telemetry.sample)
         own_reader = Reader(inputs.policy.bind(own_principal(identity)).roles, own_id or None)
-        before = self.snapshot
         snapshot = Snapshot(
             revision=self.state.revision + 1,
             policy=inputs.policy,
@@ -230,8 +224,16 @@ class Runtime:
             own=own_principal(identity),
         )
         fresh = self._bind_new(snapshot, configuration.listeners, contexts)  # the last thing that can fail
+        return Change(inputs, identity, trust, snapshot, contexts, prepared, dynamic, fresh)
 
-        retired: list[Cluster | Destinations] = [*self.upstreams.apply(configuration.clusters, prepared), *self.dynamic.apply(dynamic)]
+    async def _apply(self, change: Change) -> None:
+        inputs, identity, trust, snapshot = change.inputs, change.identity, change.trust, change.snapshot
+        contexts, fresh = change.contexts, change.fresh
+        before, material = self.snapshot, identity.material if identity is not None else None
+        retired: list[Cluster | Destinations] = [
+            *self.upstreams.apply(inputs.configuration.clusters, change.prepared),
+            *self.dynamic.apply(change.dynamic),
+        ]
         snapshot.clusters.update(self.upstreams.clusters)
         snapshot.destinations.update(self.dynamic.by_name)
         self.inputs, self._identity, self._trust, self.snapshot = inputs, identity, trust, snapshot
@@ -270,7 +272,7 @@ class Runtime:
                     journey = self._new_journey(name, snapshot)
                     listener = self._new_listener(name, config, journey, TlsGate(contexts[name], connection_limit(config)))
                     fresh.append((journey, listener))
-                    listener.bind()
+                    listener.bind(self.given.pop(str(config.address), ()))
                     if config.capture == "tproxy":
                         listener.take_any_destination()
         except OSError:
@@ -368,7 +370,10 @@ class Runtime:
             judge_doors(journey, journey.snapshot, journey.snapshot.trust, now)
         for journey, _ in self._leaving:
             judge_doors(journey, self.snapshot or journey.snapshot, self._trust, now, leaving=True)
-        judge_upstreams((*self.upstreams.clusters.values(), *self.dynamic.by_name.values(), *self._retired), self._trust, now)
+        judge_upstreams(self._families(), self._trust, now, self.quarantine)
+
+    def _families(self) -> tuple[Cluster | Destinations, ...]:
+        return (*self.upstreams.clusters.values(), *self.dynamic.by_name.values(), *self._retired)
 
     async def watch(self) -> None:
         """Judges all connections twice a second (an expired SVID ends its connections within a second), renews worn contexts, sweeps
@@ -402,12 +407,11 @@ class Runtime:
 
     # -- the end --------------------------------------------------------------------------------------------------------
 
-    async def drain(self, grace_s: float) -> None:
-        """Stops accepting, lets what runs finish within `grace_s`, closes the rest."""
+    async def drain(self, grace_s: float, *, gentle_s: float = 0.0) -> None:
+        """Stops accepting, lets what runs finish within `grace_s`, closes the rest. For `gentle_s` of it idle connections may still send
+        a last request: somebody else accepts at this address now, and clients must not notice."""
         self.state.draining = True
         self.state.ready = False
-        for listener in self.listeners.values():
-            listener.finish()
         quiet = asyncio.Event()
         leaving = list(self._leaving)  # stays in place: identities are judged until the grace is over
         journeys = [*self.journeys.values(), *(journey for journey, _ in leaving)]
@@ -418,6 +422,15 @@ class Runtime:
 
         for journey in journeys:
             journey.on_quiet = look
+        if gentle_s:
+            for listener in self.listeners.values():
+                listener.wind_down()
+            look()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(gentle_s, grace_s)):
+                    await quiet.wait()
+        for listener in self.listeners.values():
+            listener.finish()
         look()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):

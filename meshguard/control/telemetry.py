@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from meshguard.control.settings.configuration import Configuration
 from meshguard.telemetry.decision_log import DecisionLog, gap_line
 from meshguard.telemetry.line_writer import LineWriter
+from meshguard.telemetry.live import LiveCounts
 from meshguard.telemetry.metrics import Family, Registry
 from meshguard.telemetry.observe import Consumer, Observer
 from meshguard.telemetry.otlp import OtlpExporter
@@ -40,7 +41,8 @@ class Telemetry:
         telemetry = configuration.telemetry
         ids = SpanIds(secrets.randbits(64), telemetry.always)
         self._exporter: OtlpExporter | None = None
-        consumers: list[Consumer] = [self.request_metrics]
+        self.live = LiveCounts()
+        consumers: list[Consumer] = [self.request_metrics, self.live]
         if telemetry.otlp is not None:
             service = telemetry.service_name if "service_name" in telemetry.model_fields_set else None
             instance = secrets.token_hex(8)
@@ -73,6 +75,10 @@ class Telemetry:
     def reopen(self) -> None:
         """After a rotation of the log file."""
         self._writer.reopen()
+
+    def share(self, descriptor: int) -> None:
+        """Other processes write to the same decision log: lines must not mix."""
+        self._writer.share(descriptor)
 
     def close(self) -> None:
         """Hands on everything that is pending, bounded in time."""

@@ -23,6 +23,7 @@ from meshguard.net.cluster.settings import (
 )
 from meshguard.net.connector import ClientTls, Connector
 from meshguard.net.tls import build_client_context, peer_chain
+from meshguard.policy.quarantine import Containment
 from meshguard.wire.events import WireLimits
 from meshguard.wire.http1 import ResponseParser
 from meshguard.wire.http2.engine import Http2Limits
@@ -72,7 +73,7 @@ ALPN = {"auto": ("h2", "http/1.1"), "h2": ("h2",), "http/1.1": ("http/1.1",)}
 
 
 def client_tls(
-    config: ClusterTls | None, material: Material | None, trust: TrustStore | None, protocol: str = "http/1.1"
+    config: ClusterTls | None, material: Material | None, trust: TrustStore | None, contained: Containment, protocol: str = "http/1.1"
 ) -> ClientTls | None:
     """TLS towards a cluster under this identity. Raises IdentityError, OSError."""
     if config is None:
@@ -85,11 +86,11 @@ def client_tls(
     if trust is None:
         raise IdentityError("tls_context", "a SPIFFE ID of an upstream can only be checked with an own identity and its bundles")
     context = build_client_context(own, trust.anchors(), alpn=ALPN[protocol])
-    return ClientTls(context, None, peer_verifier(principal_matcher(patterns), trust))
+    return ClientTls(context, None, peer_verifier(principal_matcher(patterns), trust, contained))
 
 
-def peer_verifier(matches: Callable[[str], bool], trust: TrustStore) -> Callable[[Channel], float]:
-    """Judges the server at the other end of a channel by `trust`; its SPIFFE ID has to match."""
+def peer_verifier(matches: Callable[[str], bool], trust: TrustStore, contained: Containment) -> Callable[[Channel], float]:
+    """Judges the server at the other end of a channel by `trust`; its SPIFFE ID has to match, and must not be quarantined."""
 
     def verify(channel: Channel) -> float:
         """INVARIANT: stands in for the host name check and is never skipped (security.md 3)."""
@@ -98,6 +99,9 @@ def peer_verifier(matches: Callable[[str], bool], trust: TrustStore) -> Callable
         principal = trust.verify(chain, time())
         if not matches(principal.spiffe_id):
             raise IdentityError("unexpected_peer", f"the upstream is {principal.spiffe_id}")
+        quarantine = contained.current
+        if quarantine and quarantine.find(principal.spiffe_id, principal.serial, time()) is not None:
+            raise IdentityError("quarantined", f"the upstream {principal.spiffe_id} is quarantined")
         return principal.not_after
 
     return verify
@@ -117,7 +121,10 @@ class Upstreams:
         self._connectors: dict[str, Connector] = {}
         self._tls: dict[str, ClusterTls | None] = {}
         self.limits = WireLimits()
-        self.http2_limits = Http2Limits(streams=_STREAMS, reset_burst=_FRAMES, reset_per_s=_FRAMES, control_burst=_FRAMES, control_per_s=_FRAMES)
+        self.contained = Containment()
+        self.http2_limits = Http2Limits(
+            streams=_STREAMS, reset_burst=_FRAMES, reset_per_s=_FRAMES, control_burst=_FRAMES, control_per_s=_FRAMES
+        )
 
     def new_connector(self, config: ClusterConfig, tls: ClientTls | None) -> Connector:
         """For one cluster, or one destination of a dynamic one."""
@@ -128,7 +135,7 @@ class Upstreams:
     ) -> dict[str, tuple[ClusterSettings, ClientTls | None]]:
         """Everything of a change that can fail, done before anything is changed. Raises ValueError, IdentityError, OSError."""
         return {
-            name: (cluster_settings(config), client_tls(config.tls, material, trust, config.protocol))
+            name: (cluster_settings(config), client_tls(config.tls, material, trust, self.contained, config.protocol))
             for name, config in configs.items()
             if config.endpoints
         }

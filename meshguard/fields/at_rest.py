@@ -5,7 +5,7 @@
     rewrap   what is sealed under an older version is sealed anew under the primary one; a document without such a value stays as it is
 
 A rule keeps what binds its values (id, keyset, audience, tenant, record) and where it looks (`select`); routes, readers and content types
-concern messages only. Who may run this is decided by who has the keys.
+concern messages only. Rules without a keyset (mask, remove) are left out. Who may run this is decided by who has the keys.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from meshguard.fields.compile import RuleSource, compile_fields
 from meshguard.fields.keyset import Keyset
-from meshguard.fields.transforms import Reader, Transform
+from meshguard.fields.transforms import WIRE, Reader, Transform
 from meshguard.model.errors import DocumentError, Problem
 from meshguard.model.record import FieldOperation
 
@@ -24,6 +24,7 @@ __all__ = ["OPERATIONS", "AtRest", "rules_at_rest"]
 OPERATIONS = ("seal", "open", "rewrap")
 _PATH = "/at-rest"
 _OPENER = "at-rest"
+_KEYED = ("encrypt", "seal", "deterministic", "tokenise", "hash")
 _OF_MESSAGES = ("paths", "methods", "hosts", "side", "on", "content_types", "readers", "others", "form", "headers", "query", "protobuf")
 
 
@@ -35,15 +36,16 @@ class _Source:
 
 
 def rules_at_rest(documents: Sequence[RuleSource], keysets: Mapping[str, Keyset], ids: Collection[str] = (), tenant: str = "") -> Transform:
-    """The rules named `ids` (none: all that select in JSON) as one transform for documents at rest. `tenant` stands in for a tenant that
-    a rule takes from its caller. Raises DocumentError."""
+    """The rules named `ids` (none: all with a keyset that select in JSON) as one transform for documents at rest. `tenant` stands in for
+    a tenant that a rule takes from its caller. Raises DocumentError."""
     sources = []
     known: set[str] = set()
     for source in documents:
         kept = []
         for values in source.value.fields:
             known.add(str(values.get("id")))
-            if values.get("id") in ids if ids else "select" in values:
+            keyed = "select" in values and any(name in values for name in _KEYED)
+            if keyed and (not ids or values.get("id") in ids):
                 kept.append(_at_rest(values, tenant))
         sources.append(_Source(source.file, kept))
     missing = sorted(set(ids) - known)
@@ -62,7 +64,7 @@ def _at_rest(values: Mapping[str, Any], tenant: str) -> dict[str, Any]:
     kept = {key: value for key, value in values.items() if key not in _OF_MESSAGES}
     if tenant and kept.get("tenant") is not None and not isinstance(kept["tenant"], str):
         kept["tenant"] = tenant
-    return kept | {"paths": [_PATH], "on": "request", "readers": {_OPENER: "open"}, "others": "ciphertext"}
+    return kept | {"paths": [_PATH], "on": "request", "readers": {_OPENER: "open"}}
 
 
 class AtRest:
@@ -77,20 +79,19 @@ class AtRest:
         self._keysets = keysets
         self._nonces = nonces
         self._opener = Reader(frozenset({_OPENER}))
-        self._nobody = Reader(frozenset())
         self.counts: dict[tuple[str, str, str, int], int] = {}
 
     def treat(self, document: bytes, now: float) -> bytes:
         """One JSON document, treated. Raises RequestError: it does not parse, a value does not open, a key is not available."""
         if self._operation == "seal":
-            return self._apply(document, self._nobody, now)
+            return self._apply(document, WIRE, now)
         if self._operation == "open":
             return self._apply(document, self._opener, now)
         opened = self._transform.apply(document, "application/json", self._opener, self._nonces, now)
         if not any(self._is_old(act) for act in opened.operations):
             return document
         self._count(opened.operations)
-        return self._apply(opened.body, self._nobody, now)
+        return self._apply(opened.body, WIRE, now)
 
     def _is_old(self, act: FieldOperation) -> bool:
         if act.operation != "open" or not act.version:

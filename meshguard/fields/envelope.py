@@ -82,13 +82,13 @@ class Envelope:
         self.keyset_name = keyset.name
         self._audience = audience
         self._tenant = tenant
-        self._scope = keyset.scope(tenant)
         self._follow()
 
     def _follow(self) -> None:
         """Works out what belongs to the versions as they are now."""
         keyset = self._keyset
         self._versions = keyset.versions
+        self._scope = keyset.scope(self._tenant)
         self._sealing: tuple[DataKey, bytes, bytes] | None = None
         self._sealer: Sealer | None = None
         # headers that name a version, and headers that name a subkey and have opened something: (version, salt)

@@ -14,10 +14,11 @@ from meshguard.fields.streams import RecordTooLongError
 
 __all__ = ["EventCutter"]
 
-_LINE = re.compile(rb"([^\r\n]*+)(\r\n|\n|\r)")
+_END = re.compile(rb"\r\n|\n|\r")
 _DATA = re.compile(rb"data(?:(:[ ]?)(.*))?\Z", re.DOTALL).match
 _BOM = b"\xef\xbb\xbf"
 _DONE = b"[DONE]"
+_RETURN = 0x0D
 
 
 class EventCutter:
@@ -28,7 +29,7 @@ class EventCutter:
     def __init__(self, treat: Callable[[bytes], bytes], limit: int) -> None:
         self._treat = treat
         self._limit = limit
-        self._rest = b""  # an unfinished line
+        self._rest = bytearray()  # an unfinished line
         self._lines: list[tuple[bytes, bytes]] = []  # (line, its end) of the unfinished event
         self._size = 0
         self._begun = False
@@ -38,31 +39,34 @@ class EventCutter:
         return self._size + len(self._rest)
 
     def feed(self, data: bytes) -> bytes:
-        text = self._rest + data if self._rest else data
-        if len(text) - len(data) + self._size > self._limit:
+        rest = self._rest
+        before = len(rest)
+        if before + self._size > self._limit:
             raise RecordTooLongError(self._limit)
+        rest += data
         out = []
+        position = 0
         if not self._begun:
-            if len(text) < len(_BOM) and _BOM.startswith(text):
-                self._rest = text
+            if len(rest) < len(_BOM) and _BOM.startswith(rest):
                 return b""
             self._begun = True
-            if text.startswith(_BOM):
+            if rest.startswith(_BOM):
                 out.append(_BOM)
-                text = text[len(_BOM) :]
-        position = 0
-        for match in _LINE.finditer(text):
-            if match[2] == b"\r" and match.end() == len(text):
-                break  # a line feed may follow
-            position = match.end()
-            out.append(self._line(match[1], match[2]))
-        self._rest = text[position:]
+                position = len(_BOM)
+        # what was searched before holds no end of a line, but for a carriage return that a line feed may follow
+        for match in _END.finditer(rest, max(position, before - 1)):
+            start, end = match.span()
+            if end == len(rest) and rest[start] == _RETURN and end == start + 1:
+                break
+            out.append(self._line(bytes(rest[position:start]), bytes(rest[start:end])))
+            position = end
+        self._rest = rest[position:] if position else rest
         if self.held > self._limit:
             raise RecordTooLongError(self._limit)
         return b"".join(out)
 
     def finish(self) -> bytes:
-        text, self._rest = self._rest, b""
+        text, self._rest = bytes(self._rest), bytearray()
         out = b""
         if text:
             ended = text.endswith(b"\r")

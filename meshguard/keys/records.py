@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from math import ceil
 from typing import Any
 
 from meshguard.fields.keyset import KEY_BYTES, KeyState, Tenancy, is_keyset_name
@@ -146,7 +147,7 @@ def _plain_values(name: str, key: KeyRecord) -> dict[str, Any]:
 
 def _wrapped_values(key: KeyRecord) -> dict[str, Any]:
     entry: dict[str, Any] = {"version": key.version, "state": key.state.value, "created": timestamp(key.created)}
-    entry["activates"] = timestamp(key.activates)
+    entry["activates"] = timestamp(ceil(key.activates))  # never early
     if key.wrapped:
         entry["wrapped"] = key.wrapped
     return entry

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 
 from meshguard.fields.keyset import KeyState, Tenancy, is_keyset_name
 from meshguard.keys.keyset_file import locked, read_keyset, write_keyset
@@ -41,18 +42,21 @@ async def create_wrapped(path: Path, name: str, provider: str, kek: Kek, now: fl
 async def rotate_wrapped(path: Path, kek: Kek, now: float, settle_s: float, *, older_than_s: float = 0.0) -> KeysetRecord | None:
     """A new primary version, which seals from `now + settle_s` on; None when the primary is younger than `older_than_s`, also because
     somebody else has just rotated. Raises KeysetError, OSError."""
+    started = monotonic()
     before = await asyncio.to_thread(_wrapped_record, path)
     if _younger(before, now, older_than_s):
         return None
     version = 1 + max((key.version for key in before.keys), default=0)
     _, wrapped = await kek.new_key(Binding(before.name, version))
-    fresh = KeyRecord(version, KeyState.PRIMARY, now, None, wrapped, now + (settle_s if before.primary is not None else 0.0))
-
     def change(record: KeysetRecord) -> KeysetRecord | None:
         if _younger(record, now, older_than_s):
             return None
         if max((key.version for key in record.keys), default=0) != version - 1:
             raise KeysetError(f"{path}: another rotation was faster")
+        # counted from when the others can see it, not from when the provider was asked
+        waits = settle_s > 0 and record.primary is not None
+        activates = now + monotonic() - started + settle_s if waits else float(int(now))
+        fresh = KeyRecord(version, KeyState.PRIMARY, now, None, wrapped, activates)
         older = tuple(key.with_state(KeyState.ENABLED) if key.state is KeyState.PRIMARY else key for key in record.keys)
         return replace(record, keys=(*older, fresh))
 

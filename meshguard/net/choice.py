@@ -79,6 +79,8 @@ class Undecided:
         channel.hand_over(door)
         door.attached(channel)
         door.connected(channel)
+        if self.draining:
+            door.wind_down()
         if first and not channel.closed:
             door.received(first)
 
@@ -105,6 +107,10 @@ class Undecided:
         else:
             self.channel.close()
 
+    def wind_down(self) -> None:
+        """What is decided on later winds down too."""
+        self.draining = True
+
     def abandon(self, why: str) -> None:
         if self.channel is NOT_YET:
             self._unwanted = True
@@ -113,6 +119,10 @@ class Undecided:
 
     def cut(self, why: str) -> None:
         self.abandon(why)
+
+    @property
+    def exchanges(self) -> list[Stream]:
+        return []
 
     def recall(self, overstays: Callable[[Stream], bool]) -> bool:
         return False

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from meshguard.model.errors import IdentityError, UpstreamError
-from meshguard.model.reasons import UPSTREAM_TLS_FAILED
+from meshguard.model.reasons import UPSTREAM_QUARANTINED, UPSTREAM_TLS_FAILED
 from meshguard.net.channel import Channel, PlainChannel, TlsChannel
 from meshguard.net.http1_client import UpstreamConnection
 from meshguard.wire.events import ResponseEngine
@@ -36,8 +36,8 @@ class ClientTls:
 
 
 class Connector:
-    """Connects for one cluster. `tls` may be replaced at any time (rotation); None is plaintext. `protocol` is `auto`, `http/1.1` or `h2`; with
-    TLS it says no more than the ALPN of the context, which has to agree."""
+    """Connects for one cluster. `tls` may be replaced at any time (rotation); None is plaintext. `protocol` is `auto`, `http/1.1` or `h2`;
+    with TLS it says no more than the ALPN of the context, which has to agree."""
 
     __slots__ = ("_new_engine", "_new_http2", "cluster", "protocol", "tls")
 
@@ -83,7 +83,7 @@ class Connector:
             await loop.create_connection(lambda: channel, endpoint.address.host, endpoint.address.port)
             await ready
         except IdentityError as exc:
-            raise UpstreamError(UPSTREAM_TLS_FAILED, str(exc)) from exc
+            raise UpstreamError(UPSTREAM_QUARANTINED if exc.code == "quarantined" else UPSTREAM_TLS_FAILED, str(exc)) from exc
         except ConnectionError as exc:
             connection.discard()
             if tls is not None and str(exc).startswith("tls:"):

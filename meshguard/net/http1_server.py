@@ -343,6 +343,10 @@ class Http1Connection(Http1Answers):
         elif now - self._since > limits.idle_s:
             self._close()
 
+    def wind_down(self) -> None:
+        """The answer to the next request is the last one: another process takes over the address."""
+        self.draining = True
+
     def finish(self) -> None:
         """No further request: closes now when idle, else after the answer under way (drain, expiry of the identity)."""
         self.draining = True
@@ -353,6 +357,11 @@ class Http1Connection(Http1Answers):
             self.stream.dismiss("draining", "shutdown")
         elif not self._lingering and not self._head_since:
             self._close()
+
+    @property
+    def exchanges(self) -> list[Stream]:
+        """What is under way: one or none."""
+        return [self.stream] if self.stream is not None else []
 
     def recall(self, overstays: Callable[[Stream], bool]) -> bool:
         """Ends the exchange under way, and the connection with it, when the policy no longer allows it."""

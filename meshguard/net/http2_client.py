@@ -1,8 +1,8 @@
 """One HTTP/2 connection to an upstream endpoint; many exchanges use it at a time (RFC 9113).
 
 Theory of operation. The cluster lends leases (`UpstreamStream`) as long as the peer's limit has room; each is one stream. What the
-streams write gathers in the engine and goes out once per turn of the loop. A stream that ends badly is reset and leaves the others alone; the
-connection ends with a GOAWAY, an error, or when the peer no longer answers a PING. Requests that the peer says it did not process
+streams write gathers in the engine and goes out once per turn of the loop. A stream that ends badly is reset and leaves the others
+alone; the connection ends with a GOAWAY, an error, or when the peer no longer answers a PING. Requests that it says it did not process
 (REFUSED_STREAM, above the last stream of a GOAWAY) may be sent again, whatever their method.
 """
 
@@ -31,6 +31,8 @@ __all__ = ["Http2Upstream"]
 log = logging.getLogger(__name__)
 
 _PING = b"meshgrd!"
+_TAIL_S = 1.0
+"""For the end of a stream behind the head of an answer without a body."""
 
 
 class Http2Upstream(Carrier):
@@ -54,6 +56,7 @@ class Http2Upstream(Carrier):
         "reused",
         "scheme",
         "streams",
+        "tails",
         "unsure",
     )
 
@@ -79,6 +82,7 @@ class Http2Upstream(Carrier):
         self.streams: dict[int, UpstreamStream] = {}
         self.moved: list[UpstreamStream] = []  # streams to flush towards their clients at the end of this turn
         self.unsure: list[UpstreamStream] = []  # extended CONNECTs that wait for the peer's settings
+        self.tails: dict[int, float] = {}  # streams whose answer has no body, and when it came: their end may still be on its way
         self._verify = verify
         self._soon = asyncio.get_running_loop().call_soon
         self._dirty = False
@@ -190,6 +194,8 @@ class Http2Upstream(Carrier):
         """Asks a connection that was silent for long whether it lives; one that does not answer in time ends."""
         timeouts = self.cluster.settings.timeouts
         silent_s = monotonic() - self._heard
+        if self.tails:
+            self._cut_tails()
         if self._pinged:
             if self._heard >= self._pinged:
                 self._pinged = 0.0
@@ -197,6 +203,17 @@ class Http2Upstream(Carrier):
                 self._fail_all("no answer to a PING")
         elif not self.lent and silent_s > timeouts.ping_s:
             self.doubt()
+
+    def _cut_tails(self) -> None:
+        """An upstream that does not end its bodiless answers would use up its streams. (What has ended is not there to be reset.)"""
+        late = monotonic() - _TAIL_S
+        free = self.engine.free
+        for stream in [stream for stream, since in self.tails.items() if since < late]:
+            del self.tails[stream]
+            self.engine.reset(stream, NO_ERROR)
+        if self.engine.free > free:
+            self.wake()
+            self.cluster.roomier(self)
 
     def doubt(self) -> None:
         """Asks now."""

@@ -46,6 +46,7 @@ class Http2Connection:
     __slots__ = (
         "_announced",
         "_begun",
+        "_blocked_at",
         "_closing",
         "_dirty",
         "_handler",
@@ -88,6 +89,7 @@ class Http2Connection:
         self._dirty = False  # the engine has something to write
         self._reading = False
         self._unwanted = False
+        self._blocked_at = 0.0
         self.blocked = False  # the client does not read what was written
 
     # -- the channel ----------------------------------------------------------------------------------------------------
@@ -140,12 +142,17 @@ class Http2Connection:
 
     def pause(self) -> None:
         self.blocked = True
+        self._blocked_at = monotonic()
         self.measure()
 
     def resume(self) -> None:
         self.blocked = False
         self._write()
         self.measure()
+        if self.full:  # still, by its windows: what does not wait for them goes on
+            for stream in list(self._streams.values()):
+                if stream.stream is not None and not stream.waits:
+                    stream.stream.resume()
 
     # -- writing --------------------------------------------------------------------------------------------------------
 
@@ -174,7 +181,8 @@ class Http2Connection:
             if exchange is None:
                 continue
             if full:
-                exchange.pause()
+                if self.blocked or stream.waits:  # others do not wait for those that the client does not read
+                    exchange.pause()
             elif not stream.waits:
                 exchange.resume()
         if not full and self._later:
@@ -192,6 +200,9 @@ class Http2Connection:
             self._later.append(door)
         else:
             self._begin(door, head)
+            if not door.client_done and not door.moved:  # the head goes on at the end of this turn, whenever its body comes
+                door.moved = True
+                self.moved.append(door)
 
     def _begin(self, door: Http2Stream, head: RequestHead) -> None:
         if self._handler.crowded and not self.draining:
@@ -206,8 +217,9 @@ class Http2Connection:
         later = self._later
         while later and not self.full and self._begun < self._limits.requests_per_turn:
             door = later.popleft()
-            if door.head is None or self._streams.get(door.id) is not door:
-                continue  # reset meanwhile
+            door.postponed = False
+            if door.head is None:
+                continue
             self._begun += 1
             door.request_held = False
             self._begin(door, door.head)
@@ -273,6 +285,9 @@ class Http2Connection:
         streams = self._streams
         if streams.pop(door.id, None) is None:
             return
+        if door.postponed:
+            self._later.remove(door)
+            door.postponed = False
         if door.waits:
             self.waiting -= door.waits
             door.waits = 0
@@ -310,6 +325,10 @@ class Http2Connection:
                 self._close()
                 return
             self.wake()
+        if self.blocked and now - self._blocked_at > limits.idle_s:
+            self._abandon_streams("the client does not read", "deadline")
+            self.channel.abort()
+            return
         for stream in list(self._streams.values()):
             stream.expire(now, limits.idle_s)
         if not self._streams and now - self._since > limits.idle_s and not self._announced:
@@ -331,6 +350,19 @@ class Http2Connection:
             self._announced = monotonic()
             self.engine.goaway(NO_ERROR, _ANY_STREAM)
             self.wake()
+
+    def wind_down(self) -> None:
+        """Somebody else accepts at this address now: the client is told to go there, and loses nothing."""
+        self._announce()
+
+    def forgo(self, door: Http2Stream, head: RequestHead, why: str, kind: str) -> None:
+        """A request that waited for its turn ended before it came."""
+        self._handler.forgo(door, self.peer, head, why, kind)
+
+    @property
+    def exchanges(self) -> list[Stream]:
+        """What is under way."""
+        return [door.stream for door in self._streams.values() if door.stream is not None]
 
     def recall(self, overstays: Callable[[Stream], bool]) -> bool:
         """Ends the streams that the policy no longer allows. The connection goes on: false."""

@@ -45,6 +45,7 @@ class Http2Stream:
         "held_s",
         "id",
         "moved",
+        "postponed",
         "request_held",
         "since",
         "stream",
@@ -58,6 +59,7 @@ class Http2Stream:
         self.stream: Stream | None = None
         self.client_done = head is not None and head.length == NO_BODY
         self.request_held = False
+        self.postponed = False  # its exchange begins in a later turn
         self.held_s = 0.0
         self.waits = 0
         self.moved = False  # something came for it in this turn
@@ -98,13 +100,17 @@ class Http2Stream:
 
     def postpone(self) -> None:
         """The exchange begins later: what comes for it waits here."""
-        self.request_held = True
+        self.postponed = self.request_held = True
         self._held_at = monotonic()
 
     def begun(self) -> None:
         """The exchange has begun after a while: what came meanwhile is its own, unless it holds it back."""
-        if not self.request_held and (self._pending or self._pending_end is not None):
+        if self.request_held:
+            return
+        if self._pending or self._pending_end is not None:
             self._deliver()
+        elif self.stream is not None:
+            self.stream.flush_request()
 
     def hold_request(self) -> None:
         if not self.request_held:
@@ -141,7 +147,11 @@ class Http2Stream:
     def unread(self) -> int:
         """Octets that came and were not handed over: the connection's window gets them back."""
         pending, self._pending, self._pending_end = self._pending, None, None
-        return sum(map(len, pending)) if pending else 0
+        if not pending:
+            return 0
+        octets = sum(map(len, pending))
+        pending.clear()  # whoever hands it over at this moment stops
+        return octets
 
     # -- a tunnel (RFC 8441) --------------------------------------------------------------------------------------------
 
@@ -281,6 +291,8 @@ class Http2Stream:
         exchange, self.stream = self.stream, None
         if exchange is not None:
             exchange.client_gone(why, kind)
+        elif self.postponed and self.head is not None:
+            self._connection.forgo(self, self.head, why, kind)
 
     def expire(self, now: float, idle_s: float) -> None:
         exchange = self.stream

@@ -9,13 +9,14 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic, time
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from meshguard.model.reasons import PLAINTEXT_REFUSED
 from meshguard.net.channel import Application, Channel, PlainChannel, TlsChannel
 from meshguard.net.limits import ConnectionLimits
+from meshguard.net.listening import bind
 from meshguard.net.stream import Stream
 from meshguard.wire.events import RequestEngine
 
@@ -34,6 +35,7 @@ class Door(Application, Protocol):
 
     def expire(self, now: float) -> None: ...
     def finish(self) -> None: ...
+    def wind_down(self) -> None: ...
     def abandon(self, why: str) -> None: ...
 
 
@@ -45,6 +47,11 @@ class ServerDoor(Door, Protocol):
 
     @property
     def protocol(self) -> str: ...
+
+    @property
+    def exchanges(self) -> list[Stream]:
+        """What is under way."""
+        ...
 
     def recall(self, overstays: Callable[[Stream], bool]) -> bool:
         """Ends what `overstays` says may no longer run; true when the whole connection ends with it."""
@@ -93,51 +100,57 @@ class Listener(Generic[D]):
         self._new_door = new_door
         self._on_load = on_load  # told the share of the limit that is in use
         self._doors = doors
-        self._server: asyncio.Server | None = None
-        self._socket: socket.socket | None = None
+        self._servers: list[asyncio.Server] = []
+        self._sockets: list[socket.socket] = []
         self._sweep: asyncio.TimerHandle | None = None
 
-    def bind(self) -> socket.socket:
-        """Takes the address, without accepting yet. Raises OSError."""
-        host, port = self.address
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sock.bind(("127.0.0.1" if host == "localhost" else host, port))
-            sock.setblocking(False)
-        except BaseException:
-            sock.close()
-            raise
-        self._socket = sock
-        return sock
+    def bind(self, given: Sequence[socket.socket] = ()) -> None:
+        """Takes the address, without accepting yet: by the sockets of another process that are `given`, or by binding. Raises OSError."""
+        self._sockets = list(given) or [bind(*self.address)]
 
     def take_any_destination(self) -> None:
         """Connections to other addresses may be sent here (`capture: tproxy`). After `bind`. Raises PermissionError."""
         from meshguard.net.original import make_transparent
 
-        if self._socket is not None:
-            make_transparent(self._socket)
+        for sock in self._sockets:
+            make_transparent(sock)
 
     def release(self) -> None:
         """Gives up an address that was bound and not used."""
-        if self._socket is not None and self._server is None:
-            self._socket.close()
-            self._socket = None
+        if not self._servers:
+            for sock in self._sockets:
+                sock.close()
+            self._sockets.clear()
 
     async def start(self) -> None:
         """Begins to accept."""
         loop = asyncio.get_running_loop()
-        if self._socket is None:
-            self._socket = self.bind()
-        self._server = await loop.create_server(self._accept, sock=self._socket, backlog=_BACKLOG)
+        if not self._sockets:
+            self.bind()
+        for sock in self._sockets:
+            self._servers.append(await loop.create_server(self._accept, sock=sock, backlog=_BACKLOG))
         self._sweep = loop.call_later(SWEEP_S, self._look)
+
+    async def adopt(self, sock: socket.socket) -> asyncio.Server:
+        """Accepts from one more socket of the same address as well, until the returned server is closed (or all are)."""
+        server = await asyncio.get_running_loop().create_server(self._accept, sock=sock, backlog=_BACKLOG)
+        self._servers.append(server)
+        return server
+
+    def let_go(self, server: asyncio.Server) -> None:
+        """No longer accepts from a socket that was adopted."""
+        if server in self._servers:
+            self._servers.remove(server)
+            server.close()
+
+    @property
+    def descriptors(self) -> list[int]:
+        """Of the sockets, for a process that is to accept from them too."""
+        return [sock.fileno() for server in self._servers for sock in server.sockets]
 
     @property
     def listening(self) -> bool:
-        return self._server is not None
+        return bool(self._servers)
 
     @property
     def connections(self) -> int:
@@ -172,9 +185,16 @@ class Listener(Generic[D]):
         self._sweep = asyncio.get_running_loop().call_later(SWEEP_S, self._look)
 
     def stop_accepting(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+
+    def wind_down(self) -> None:
+        """No new connection, and the next answer of each is its last; idle ones may still send one request. For a hand-over: closing
+        an idle connection at once would lose the request that is on its way to us at this moment."""
+        self.stop_accepting()
+        for door in list(self._doors):
+            door.wind_down()
 
     def finish(self) -> None:
         """No new connection, no further request on the old ones; idle ones close."""

@@ -100,6 +100,9 @@ class Handler(Protocol):
     def refuse_head(self, door: Downstream, peer: Any, error: RequestError) -> None:
         """A request that could not even be parsed: answered and recorded."""
 
+    def forgo(self, door: Downstream, peer: Any, head: RequestHead, why: str, kind: str) -> None:
+        """A request that ended before its journey could begin: recorded."""
+
     def farewell(self, door: Any, peer: Any | None, reason: str) -> None:
         """The connection ended."""
 

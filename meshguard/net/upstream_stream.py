@@ -6,6 +6,7 @@ exchange holds us, what arrives is still handed over and not acknowledged, so th
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from meshguard.model.errors import RequestError
@@ -251,7 +252,10 @@ class UpstreamStream(Lease):
 
     def finish(self, request_complete: bool) -> None:
         """The response is whole."""
-        self._leave(not request_complete or self._asks)
+        reset = not request_complete or self._asks
+        if not self.ended and not reset:
+            self.carrier.tails[self.id] = monotonic()
+        self._leave(reset)
         self.carrier.reused = True
         self.cluster.release_stream(self)
 

@@ -32,6 +32,7 @@ from meshguard.net.cluster.endpoint import Connection
 from meshguard.pipeline.grpc import is_grpc, refusal_block
 from meshguard.pipeline.inspection import Inspection
 from meshguard.pipeline.refusal import problem_response
+from meshguard.pipeline.repeat import repeatable
 from meshguard.pipeline.state import ExchangeState
 
 if TYPE_CHECKING:
@@ -43,9 +44,6 @@ if TYPE_CHECKING:
 __all__ = ["Exchange"]
 
 log = logging.getLogger(__name__)
-
-# RFC 9110 section 9.2.1 and idempotence in section 9.2.2: only these are sent again when a kept-alive connection dies under them.
-_SAFE = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 
 
 class Exchange(ExchangeState):
@@ -110,7 +108,7 @@ class Exchange(ExchangeState):
         replay, self._replay = self._replay or [], None
         for data in replay:
             connection.send_data(data)
-        if self._request_complete and replay:
+        if self._request_complete:
             connection.send_end(b"")
 
     def failed(self, reason: Reason, detail: str) -> None:
@@ -141,8 +139,7 @@ class Exchange(ExchangeState):
             if trailers:
                 keep = self.plan is not None and (self.plan.keep_trailers or self.grpc_end is not None) and self.peer.table is not None
                 trailers = self.peer.table.view.field_rules.trailers(trailers) if keep and self.peer.table is not None else b""
-                if self._inspection is not None:
-                    trailers = self._inspection.trailers(self, "request", trailers)
+                trailers = self._inspection.trailers(self, "request", trailers) if self._inspection is not None else trailers
             connection.send_end(trailers)
             connection.flush()
 
@@ -193,7 +190,8 @@ class Exchange(ExchangeState):
         self.response_bytes = len(body)
         self._connection = self._door = None
         connection.finish(True)
-        door.send_whole(head.status, head.block if plan.response_operations is None else plan.response_operations.apply(head.block), body)
+        block = head.block if plan.response_operations is None else plan.response_operations.apply(head.block)
+        door.send_whole(head.status, block + self.limit_lines if self.limit_lines else block, body)
         self.finish()
         door.exchange_over(True)
 
@@ -225,11 +223,16 @@ class Exchange(ExchangeState):
         door = self._door
         if door is not None:
             self._response_sent = True
+            if self.limit_lines:
+                block += self.limit_lines
             door.send_head(status, block, head.length if length is None else length, head.specials)
 
     def _interim(self, door: Downstream, head: ResponseHead) -> None:
         if head.status == 101:
-            self._switch(door, head)
+            if self.websocket is not None and self._connection is not None:
+                self.websocket.open(self, door, self._connection, head)
+            else:
+                self.upstream_failed(UPSTREAM_RESET, "switching protocols was not asked for")
             return
         self._interims += 1
         if self._interims > 16:  # a flood of interim answers keeps every deadline from running out
@@ -237,13 +240,6 @@ class Exchange(ExchangeState):
             return
         if head.status != 100 and (self.plan is None or not self.plan.inspects_response):  # `Expect` was answered here
             door.send_interim(head.status, head.block)
-
-    def _switch(self, door: Downstream, head: ResponseHead) -> None:
-        websocket, connection = self.websocket, self._connection
-        if websocket is None or connection is None:
-            self.upstream_failed(UPSTREAM_RESET, "switching protocols was not asked for")
-            return
-        websocket.open(self, door, connection, head)
 
     def tunnel_over(self, tunnel: Tunnel, aborted: str, detail: str) -> None:
         """The tunnel that this exchange became has ended (`net.tunnel.TunnelOwner`)."""
@@ -281,8 +277,7 @@ class Exchange(ExchangeState):
             connection.finish(reusable)
         if door is not None:
             keep = trailers and (self.grpc_end is not None or (self.plan is not None and self.plan.keep_trailers))
-            if keep and self._inspection is not None:
-                trailers = self._inspection.trailers(self, "response", trailers)
+            trailers = self._inspection.trailers(self, "response", trailers) if keep and self._inspection is not None else trailers
             if self.grpc_end is not None and trailers:
                 self.grpc_end = trailers
             self._door = None
@@ -315,10 +310,12 @@ class Exchange(ExchangeState):
         self.status = reason.status
         if self.head is not None and self.head.minor == 2 and is_grpc(self.head):
             self.status = 200
-            self.grpc_end = block = refusal_block(reason, self.decision_id)
-            body = b""
+            self.grpc_end, body = refusal_block(reason, self.decision_id), b""
+            block = self.grpc_end
         else:
             block, body = problem_response(reason, self.decision_id, self._retry_after_s(reason), self.violation)
+        if self.limit_lines:
+            block += self.limit_lines
         self.response_bytes = len(body)
         if self.plan is not None and reason is self.plan.answer:
             block += self.plan.location
@@ -339,24 +336,15 @@ class Exchange(ExchangeState):
             connection.drop(reason)
         if self.ended or cluster is None:
             return
-        if connection is not None and self._may_go_again(connection, reason) and cluster.may_retry(self):
+        replay = None if connection is None or self._response_sent else repeatable(connection, self.head, reason)
+        if replay is not None and cluster.may_retry(self):
+            if replay and (self._inspection is None or not self._inspection.keeps_request):
+                self._replay = replay
             if not self._request_complete and self._door is not None:
                 self._door.hold_request()
             cluster.submit(self)
             return
         self.refuse(reason, detail)
-
-    def _may_go_again(self, connection: Upstream, reason: Reason) -> bool:
-        """The upstream says that it did nothing; or a kept-alive connection died unanswered under a safe request without a body."""
-        head = self.head
-        if connection.answered or self._response_sent or head is None or reason is not UPSTREAM_RESET:
-            return False
-        if connection.unprocessed:
-            replay = connection.replay()
-            if replay is not None and (self._inspection is None or not self._inspection.keeps_request):
-                self._replay = replay
-            return replay is not None
-        return connection.reused and head.method in _SAFE and head.length == NO_BODY
 
     def client_gone(self, why: str, kind: str = "client") -> None:
         """The client's connection or stream ended before the exchange was over; `kind` is who ended it."""

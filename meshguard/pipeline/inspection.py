@@ -18,7 +18,6 @@ from meshguard.fields.transforms import WIRE, Reader, Transform
 from meshguard.model.errors import RequestError, UpstreamError
 from meshguard.model.messages import CHUNKED, NO_BODY, ResponseHead
 from meshguard.model.reasons import (
-    BODY_NOT_INSPECTABLE,
     BODY_OVER_LIMIT,
     INSPECTION_OVERLOADED,
     INTERNAL_ERROR,
@@ -115,11 +114,8 @@ class Inspection:
             principal = table.principal.spiffe_id if table.principal is not None else None
             self._reader = Reader(table.binding.roles_with(self._facts.claims), principal)
         block = head.block
-        if fields.request is not None or fields.response is not None:
-            if any(name == b"upgrade" for name, _ in head.specials):
-                raise RequestError(BODY_NOT_INSPECTABLE, "an upgrade to a protocol that no field rule looks into")
-            if fields.response is not None:
-                exchange.block = block = remove_fields(block, _REPRESENTATION) + b"accept-encoding: identity\r\n"
+        if fields.response is not None:
+            exchange.block = block = remove_fields(block, _REPRESENTATION) + b"accept-encoding: identity\r\n"
         if fields.request_head is not None:
             query = plan.query
             exchange.block, rewritten, operations = fields.request_head.apply(

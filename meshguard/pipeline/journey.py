@@ -232,6 +232,11 @@ class Journey:
         self.active.value += 1
         exchange.refuse(error.reason, error.detail)
 
+    def forgo(self, door: Downstream, peer: Peer, head: RequestHead, why: str, kind: str) -> None:
+        exchange = Exchange(self, door, peer, head, self.next_number())
+        self.active.value += 1
+        exchange.client_gone(why, kind)
+
     def farewell(self, door: ServerDoor, peer: Peer | None, reason: str) -> None:
         self.connections.discard(door)
         if not self.connections and self.on_quiet is not None:
@@ -271,7 +276,7 @@ def identify(journey: Journey, exchange: Exchange) -> object:
     if time() >= peer.expires:
         raise RequestError(IDENTITY_EXPIRED)
     if journey.isolated is not None:
-        raise RequestError(UPSTREAM_QUARANTINED, "this workload is quarantined")
+        raise RequestError(QUARANTINED if peer.outbound else UPSTREAM_QUARANTINED, "this workload is quarantined")
     if journey.draining:
         raise RequestError(DRAINING)
     if journey.shedding:
@@ -316,13 +321,15 @@ def trace(journey: Journey, exchange: Exchange) -> object:
 
 
 def decide(journey: Journey, exchange: Exchange) -> object:
-    """The policy's answer. Nothing has been sent, and without a Permit nothing will be."""
+    """The policy's answer, and rate limits around it. Nothing has been sent, and without a Permit nothing will be."""
     plan = exchange.plan
     if plan is None:
         raise RequestError(INTERNAL_ERROR, "no plan")
+    outlook, limits, facts = plan.outlook, plan.rate_limits, None
+    if limits is not None and limits.early:
+        limits.before_decision(exchange)
     if plan.token_reader is not None:
         exchange.delegation = plan.token_reader.read(exchange, journey.quarantine)
-    outlook = plan.outlook
     if isinstance(outlook, Conditional):
         facts = RequestFacts(exchange, time())
         verdict = outlook.decide(facts)
@@ -334,6 +341,8 @@ def decide(journey: Journey, exchange: Exchange) -> object:
         raise RequestError(verdict.reason)
     if plan.refusal is not None:
         raise RequestError(plan.refusal, plan.refusal_detail)
+    if limits is not None and limits.late:
+        limits.after_decision(exchange, facts)
     return None
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from meshguard.net.cluster.settings import ClusterSettings
     from meshguard.net.destinations import Destination
     from meshguard.pipeline.delegation import TokenReader, TokenWriter
+    from meshguard.pipeline.rate_limits import Limits
     from meshguard.pipeline.snapshot import ListenerView, Snapshot
     from meshguard.policy.decision import Binding, Conditional
     from meshguard.validation.contract import Check
@@ -62,6 +63,7 @@ class Plan:
         "policy_revision",
         "port",
         "query",
+        "rate_limits",
         "readings",
         "refusal",
         "refusal_detail",
@@ -114,6 +116,7 @@ class Plan:
         self.response_s = 15.0
         self.total_s = 0.0
         self.line = b""
+        self.rate_limits: Limits | None = None
         self.answer: Reason | None = None  # what is answered before any decision (a redirect)
         self.location = b""
         self.body_bytes = 0
@@ -150,6 +153,7 @@ class Table:
         plan = Plan(method, host, target, snapshot.revision)
         plan.port = int(sent_authority[len(host) + 1 :] or 0)
         plan.outlook = self.binding.outlook(method, target.path, target.readings, host, local_port)
+        plan.rate_limits = self.view.limiter.of("") if self.view.limiter is not None else None
         plan.body_bytes = self.view.limits.body_bytes
         plan.token_reader = self.view.token_reader
         if routes.serves is not None and not routes.serves(host):
@@ -186,6 +190,7 @@ class Table:
 
     def _follow(self, plan: Plan, route: Route, template: str) -> None:
         plan.route = route.id
+        plan.rate_limits = self.view.limiter.of(route.id) if self.view.limiter is not None else None
         plan.template = template or getattr(plan.outlook, "template", "")
         plan.cluster = route.cluster
         cluster = plan.cluster_object = self.snapshot.clusters.get(route.cluster)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from meshguard.pipeline.delegation import TokenReader
     from meshguard.pipeline.forwarding import Forwarding
     from meshguard.pipeline.plan import Table
+    from meshguard.pipeline.rate_limits import Limiter
     from meshguard.pipeline.tokens import TokenVerifier
     from meshguard.policy.compiled import CompiledPolicy
     from meshguard.wire.http2.engine import Http2Limits, ServerEngine, ServerSink
@@ -59,6 +60,7 @@ class ListenerView:
     shed_share: float = 0.95  # from here requests are refused
     configured: object = None  # the settings this view came from: equal ones change nothing for open connections
     trusts: Callable[[str], bool] | None = None
+    limiter: Limiter | None = None
     outbound: bool = False  # the caller is the own workload, whoever connects
     capture: CaptureMode = "none"  # how connections are redirected here
     address: tuple[str, int] = ("", 0)

@@ -63,6 +63,7 @@ class ExchangeState(Call):
         "head",
         "issuer",
         "judged",
+        "limit_lines",
         "line",
         "lines",
         "number",
@@ -135,6 +136,7 @@ class ExchangeState(Call):
         self.sampled = False
         self.grpc_end: bytes | None = None  # a gRPC call: what its answer ended with (b"": nothing yet)
         self.deadline = 0.0  # that the client set for this call, monotonic; 0.0: none
+        self.limit_lines = b""  # what the client is told of rate limits
         self.operations: Sequence[FieldOperation] = ()
         self.subject = ""
         self.delegation: Delegation | None = None  # who called whom on the way here, where a token says so

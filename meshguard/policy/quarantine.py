@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from meshguard.policy.principals import PrincipalIndex, PrincipalPattern, parse_principal
 
-__all__ = ["NOBODY", "Entry", "Quarantine", "parse_target"]
+__all__ = ["NOBODY", "Containment", "Entry", "Quarantine", "parse_target"]
 
 _SERIAL = re.compile(r"serial:(?:[0-9a-f]{1,40})\Z")
 MAX_REASON = 500
@@ -87,3 +87,12 @@ class Quarantine:
 
 
 NOBODY = Quarantine()
+
+
+class Containment:
+    """The quarantine in force, for whoever has to ask later: `current` is replaced, never changed."""
+
+    __slots__ = ("current",)
+
+    def __init__(self) -> None:
+        self.current = NOBODY

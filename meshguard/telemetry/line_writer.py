@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable
 
 from meshguard.telemetry.metrics import Registry
+from meshguard.telemetry.write_lock import WriteLock
 
 __all__ = ["MAX_QUEUE_BYTES", "LineWriter"]
 
@@ -28,6 +29,7 @@ _FIRST_DELAY_S = 0.05
 _LONGEST_DELAY_S = 5.0
 _CHECK_S = 1.0  # how often a file's name is looked at, to notice that it was renamed or removed
 _STDOUT = 1
+_NEWLINE = 0x0A
 
 
 class _Batch:
@@ -81,6 +83,7 @@ class LineWriter:
         self._abandoned = threading.Event()
         self._reopen = False
         self._thread: threading.Thread | None = None
+        self._turn: WriteLock | None = None
         self._checked = 0.0
         self._written = registry.counter(f"{name}.written", "Lines written", "{line}").labels()
         self._lost = registry.counter(f"{name}.lost", "Lines lost: the queue was full or the end came", "{line}").labels()
@@ -114,6 +117,10 @@ class LineWriter:
         with self._lock:
             self._reopen = True
             self._ready.notify()
+
+    def share(self, descriptor: int) -> None:
+        """From now on take turns with the other processes that share this lock file (`write_lock`): their lines and ours do not mix."""
+        self._turn = WriteLock(descriptor)
 
     def close(self, deadline_s: float) -> int:
         """Write what is queued, for at most `deadline_s`, and stop. Returns how many lines were lost in all. A second call does nothing."""
@@ -177,23 +184,40 @@ class LineWriter:
         position = 0
         delay = _FIRST_DELAY_S
         while not self._abandoned.is_set():
+            turn = self._turn
+            broken = turn is not None and turn.acquire()
             try:
                 if self._stale():
                     self._open()
+                    broken = False
                     position = data.rfind(b"\n", 0, position) + 1  # a line begun in the old file is written whole to the new one
-                while position < len(data):
-                    position += os.write(self._fd, view[position:])
+                if broken and self._write_some(memoryview(b"\n")):  # who had the turn before, perhaps this process, left half a line
+                    broken = False
+                    position = data.rfind(b"\n", 0, position) + 1
+                while position < len(data) and not self._abandoned.is_set():
+                    position += self._write_some(view[position:])
                     delay = _FIRST_DELAY_S
-                return True
+                if position == len(data):
+                    return True
+            except OSError as exc:  # disk full, reader gone, no permission: all of them can pass
+                self._errors.labels(errno.errorcode.get(exc.errno or 0, "unknown")).value += 1
+            finally:
+                if turn is not None:
+                    turn.release(whole=not broken and (not position or data[position - 1] == _NEWLINE))
+            self._abandoned.wait(delay * random.uniform(0.5, 1.0))
+            delay = min(delay * 2, _LONGEST_DELAY_S)
+        return False
+
+    def _write_some(self, view: memoryview) -> int:
+        """One write, as soon as it is possible; 0 when `close` gave up."""
+        while not self._abandoned.is_set():
+            try:
+                return os.write(self._fd, view)
             except BlockingIOError:  # an inherited stdout that is set to non-blocking
                 poll = select.poll()
                 poll.register(self._fd, select.POLLOUT)
                 poll.poll(200)
-            except OSError as exc:  # disk full, reader gone, no permission: all of them can pass
-                self._errors.labels(errno.errorcode.get(exc.errno or 0, "unknown")).value += 1
-                self._abandoned.wait(delay * random.uniform(0.5, 1.0))
-                delay = min(delay * 2, _LONGEST_DELAY_S)
-        return False
+        return 0
 
     def _stale(self) -> bool:
         """Whether the path has to be opened: first, when asked to, or when its name no longer means the open file."""

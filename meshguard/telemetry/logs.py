@@ -17,7 +17,7 @@ from meshguard.telemetry.line_writer import LineWriter
 from meshguard.telemetry.metrics import Registry
 from meshguard.telemetry.redaction import Redactor
 
-__all__ = ["LEVELS", "JsonFormatter", "LineHandler", "LogFormat", "TextFormatter", "configure", "default_format"]
+__all__ = ["LEVELS", "JsonFormatter", "LineHandler", "LogFormat", "TextFormatter", "configure", "default_format", "formatter"]
 
 LogFormat = Literal["json", "text"]
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -122,6 +122,10 @@ class LineHandler(logging.Handler):
             line = f'{{"level":"error","logger":"{__name__}","message":"a log record could not be formatted"}}'
         self._writer.write(line.encode("utf-8", "backslashreplace") + b"\n", 1)
 
+    def share(self, descriptor: int) -> None:
+        """Take turns with other processes that write to the same place (`LineWriter.share`)."""
+        self._writer.share(descriptor)
+
     def close_within(self, deadline_s: float) -> None:
         """Write what is queued, for at most `deadline_s`."""
         self._writer.close(deadline_s)
@@ -136,7 +140,7 @@ def configure(level: str, log_format: LogFormat, registry: Registry, redactor: R
     if level not in LEVELS:
         raise ValueError(f"log level: expected one of {', '.join(LEVELS)}, not {level!r}")
     handler = LineHandler(LineWriter(target, registry, name="meshguard.log", capacity=_QUEUE))
-    handler.setFormatter(JsonFormatter(redactor) if log_format == "json" else TextFormatter(redactor))
+    handler.setFormatter(formatter(log_format, redactor))
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)
@@ -147,6 +151,11 @@ def configure(level: str, log_format: LogFormat, registry: Registry, redactor: R
     for name in ("asyncio", "h11", "grpc", "watchfiles", "opentelemetry"):
         logging.getLogger(name).setLevel(max(LEVELS[level], logging.INFO))
     return handler
+
+
+def formatter(log_format: LogFormat, redactor: Redactor) -> logging.Formatter:
+    """One line for each record, redacted."""
+    return JsonFormatter(redactor) if log_format == "json" else TextFormatter(redactor)
 
 
 def default_format(stream: TextIO = sys.stderr) -> LogFormat:

@@ -202,3 +202,33 @@ def test_progress_is_drawn_on_a_terminal_only(capsys: pytest.CaptureFixture[str]
             progress.advance(100)
         assert ("50%" in stream.getvalue()) is shown
         assert ("###" in stream.getvalue()) is shown
+
+
+def test_every_action_with_a_keyset_works_at_rest(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rule = {"paths": ["/x"], "on": "request"}
+    fields = [
+        rule | {"id": "a", "encrypt": "orders-pii", "select": "$.a", "tenant": {"claim": "org"}, "record": "$.id"},
+        rule | {"id": "d", "deterministic": "orders-pii", "select": "$.d"},
+        rule | {"id": "t", "tokenise": "orders-pii", "detokenise": True, "select": "$.t"},
+        rule | {"id": "m", "mask": "last4", "select": "$.m"},
+    ]
+    (place / "policy.yaml").write_text(yaml.safe_dump(POLICY | {"fields": fields}))
+    original = b'{"id":1,"a":"alpha","d":"delta","t":"tango","m":"kept as it is"}\n{"id":2,"a":"alpha","d":"delta","t":"tango"}\n'
+    (place / "a.ndjson").write_bytes(original)
+    assert call(place, "seal", "a.ndjson", "-o", str(place / "b.ndjson")) == 1
+    assert "tenant_unknown" in capsys.readouterr().err
+    assert call(place, "seal", "a.ndjson", "-o", str(place / "b.ndjson"), "--tenant", "acme") == 0
+    sealed = (place / "b.ndjson").read_bytes()
+    one, two = map(json.loads, sealed.splitlines())
+    assert not any(word in sealed for word in (b"alpha", b"delta", b"tango"))
+    assert one["m"] == "kept as it is"
+    assert one["d"] == two["d"]
+    assert one["a"] != two["a"]
+    rotate(place / "orders-pii.json", 0.0)
+    assert call(place, "rewrap", "b.ndjson", "--in-place", "--tenant", "acme") == 0
+    assert json.loads((place / "b.ndjson").read_bytes().splitlines()[0])["d"] != one["d"]
+    change(place / "orders-pii.json", "disable", 1)
+    capsys.readouterr()
+    assert call(place, "open", "b.ndjson", "--tenant", "globex") == 1
+    assert call(place, "open", "b.ndjson", "--in-place", "--tenant", "acme") == 0
+    assert (place / "b.ndjson").read_bytes() == original

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -116,6 +117,7 @@ def test_probes_and_facts(run: Callable[..., None]) -> None:
                 },
                 "draining": False,
                 "active": 0,
+                "pid": os.getpid(),
             }
             status, _, body = await ask(port, "/snapshot")
             assert (status, json.loads(body)) == (200, {"digest": "sha256:abc", "revision": 3, "since": "2023-11-14T22:12:20Z"})

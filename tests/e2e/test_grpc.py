@@ -404,22 +404,23 @@ def test_health_of_grpc_upstreams(mesh: Mesh, tmp_path: Path) -> None:
             "clusters": {"app": {"endpoints": [f"127.0.0.1:{port}"], "protocol": "h2", "health": check, "timeouts": {"connect_s": 3}}},
             "drain_s": 1,
         }
-        with Proxy(tmp_path, config, policies={"p.yaml": {"rules": RULES}}) as proxy:
-            with grpc.insecure_channel(f"localhost:{proxy.ports['in']}", OPTIONS) as channel:
-                get = channel.unary_unary("/shop.Orders/Get")
+        with contextlib.ExitStack() as stack:
+            proxy = stack.enter_context(Proxy(tmp_path, config, policies={"p.yaml": {"rules": RULES}}))
+            channel = stack.enter_context(grpc.insecure_channel(f"localhost:{proxy.ports['in']}", OPTIONS))
+            get = channel.unary_unary("/shop.Orders/Get")
 
-                def code() -> grpc.StatusCode:
-                    call = get.with_call
-                    try:
-                        return call(b"", timeout=5)[1].code()
-                    except grpc.RpcError as error:
-                        return error.code()
+            def code() -> grpc.StatusCode:
+                call = get.with_call
+                try:
+                    return call(b"", timeout=5)[1].code()
+                except grpc.RpcError as error:
+                    return error.code()
 
-                assert code() is S.OK
-                servicer.set("shop.Orders", health_pb2.HealthCheckResponse.NOT_SERVING)
-                eventually(lambda: code() is S.UNAVAILABLE, "no healthy endpoint")
-                servicer.set("shop.Orders", health_pb2.HealthCheckResponse.SERVING)
-                eventually(lambda: code() is S.OK, "a healthy endpoint")
+            assert code() is S.OK
+            servicer.set("shop.Orders", health_pb2.HealthCheckResponse.NOT_SERVING)
+            eventually(lambda: code() is S.UNAVAILABLE, "no healthy endpoint")
+            servicer.set("shop.Orders", health_pb2.HealthCheckResponse.SERVING)
+            eventually(lambda: code() is S.OK, "a healthy endpoint")
 
 
 def test_records_and_metrics_tell_the_status(place: Place) -> None:

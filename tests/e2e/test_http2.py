@@ -194,7 +194,8 @@ def test_a_preface_that_comes_in_pieces(engine: str, place: Place) -> None:
 
 @engines
 def test_trailers_interim_answers_and_bodiless_ones(engine: str, place: Place) -> None:
-    chunked = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nX-End: 1\r\n\r\n"
+    chunked = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunked += b"3\r\nabc\r\n0\r\nX-End: 1\r\n\r\n"
     answers = {
         "/h2/trailers": chunked,
         "/h2/204": b"HTTP/1.1 204 No Content\r\n\r\n",

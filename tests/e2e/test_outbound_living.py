@@ -6,6 +6,7 @@ import datetime as dt
 from collections.abc import Iterator
 from typing import Any
 
+import orjson
 import pytest
 
 from tests.e2e.test_outbound import files
@@ -23,7 +24,7 @@ def server(mesh: Mesh, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ups
         yield upstream
 
 
-def start(mesh: Mesh, server: Upstream, directory: Any, crl: bytes) -> Proxy:
+def start(mesh: Mesh, server: Upstream, directory: Any, crl: bytes, **more: Any) -> Proxy:
     identity = files(mesh, directory, "orders")
     (directory / "shop.crl").write_bytes(crl)
     identity["files"]["crls"] = ["shop.crl"]
@@ -39,6 +40,7 @@ def start(mesh: Mesh, server: Upstream, directory: Any, crl: bytes) -> Proxy:
                 "destinations": {"address": f"127.0.0.1:{server.port}"},
             },
         },
+        **more,
     }
     return Proxy(directory, config, policies={"p.yaml": {"rules": [{"id": "all", "allow": [SHOP + "orders"]}]}}).start()
 
@@ -64,8 +66,7 @@ def _cut(client: RawClient) -> bool:
 @pytest.mark.parametrize("change", ["the revocation list grows too old", "the bundle changes"])
 def test_what_is_open_ends_when_the_server_is_no_longer_trusted(change: str, mesh: Mesh, server: Upstream, directory: Any) -> None:
     old = change.startswith("the revocation")
-    crl = mesh.ca.crl(next_update=now() + dt.timedelta(seconds=6 if old else 600))
-    proxy = start(mesh, server, directory, crl)
+    proxy = start(mesh, server, directory, mesh.ca.crl(next_update=now() + dt.timedelta(seconds=600)))
     try:
         with server.on("/stream", endless), RawClient(proxy.address("static")) as one, RawClient(proxy.address("dynamic")) as two:
             for client in (one, two):
@@ -78,7 +79,9 @@ def test_what_is_open_ends_when_the_server_is_no_longer_trusted(change: str, mes
             kept = [one.request(get("/whole", host="ledger")).json["connection"] for _ in range(2)]
             assert kept[0] == kept[1]
             assert "no longer good" not in proxy.stderr_text
-            if not old:
+            if old:
+                (directory / "shop.crl").write_bytes(mesh.ca.crl(next_update=now() + dt.timedelta(seconds=3)))
+            else:
                 other = Authority("another root")
                 (directory / "shop.crl").write_bytes(other.crl())
                 (directory / "shop.pem").write_bytes(other.pem)
@@ -89,5 +92,41 @@ def test_what_is_open_ends_when_the_server_is_no_longer_trusted(change: str, mes
             eventually(lambda: proxy.metric("meshguard_cluster_connections") == 0, "the end of every connection")
             assert one.request(get("/whole", host="ledger")).problem["code"] == "upstream_tls_failed"
             assert "an upstream's identity is no longer good" in proxy.stderr_text
+    finally:
+        proxy.stop()
+
+
+def test_a_quarantined_server_is_cut_off_and_comes_back(mesh: Mesh, server: Upstream, directory: Any) -> None:
+    target = SHOP + "ledger"
+    file = directory / "quarantine.json"
+
+    def put(entries: list[dict[str, Any]]) -> None:
+        fresh = directory / "quarantine.new"
+        fresh.write_bytes(orjson.dumps({"quarantine": entries}))
+        fresh.replace(file)
+
+    put([])
+    proxy = start(mesh, server, directory, mesh.ca.crl(), quarantine={"path": "quarantine.json"})
+    try:
+        with server.on("/stream", endless), RawClient(proxy.address("static")) as one, RawClient(proxy.address("dynamic")) as two:
+            for client in (one, two):
+                client.send(get("/stream", host="ledger"), expect="GET")
+                assert client.head().status == 200
+            put([{"target": target, "reason": "leak", "by": "test", "since": 1.0, "until": 0.0}])
+            assert _cut(one)
+            assert _cut(two)
+        for name in ("static", "dynamic"):
+            mark = server.mark()
+            with RawClient(proxy.address(name)) as client:
+                refused = client.request(get("/whole", host="ledger"))
+            assert (refused.status, refused.problem["code"]) == (503, "upstream_quarantined")
+            assert not server.since(mark)
+        put([])
+
+        def served() -> bool:
+            with RawClient(proxy.address("static")) as client:
+                return client.request(get("/whole", host="ledger")).status == 200
+
+        eventually(served, "the way back")
     finally:
         proxy.stop()

@@ -91,9 +91,13 @@ def hall(mesh: Mesh, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hall]
             "limits": {"websocket_idle_s": 0.6, "websocket_close_s": 0.5},
         },
         "plain-pinging": {"tls": "none", "to": "app", "limits": {"websocket_idle_s": 0.9, "websocket_ping_s": 0.2}},
-        "plain-deny": {"tls": "none", "websocket": "deny", "routes": [{"id": "but", "paths": ["/but"], "to": "app", "websocket": "allow"}, {"id": "others", "to": "app"}]},
+        "plain-deny": {
+            "tls": "none",
+            "websocket": "deny",
+            "routes": [{"id": "but", "paths": ["/but"], "to": "app", "websocket": "allow"}, {"id": "others", "to": "app"}],
+        },
         "gone": {"tls": "mutual", "to": "app"},
-    }  # fmt: skip
+    }
     config = {
         "identity": mesh.identity(directory, crls=["shop.crl", "partner.crl"]),
         "listeners": listeners,

@@ -9,7 +9,7 @@ from typing import Any
 import h2.settings
 import pytest
 
-from tests.harness.http2 import Call, H2Client, H2Peer, H2Server
+from tests.harness.http2 import Call, H2Client, H2Server
 from tests.harness.mesh import SHOP, Mesh
 from tests.harness.proxy import Proxy, eventually
 from tests.harness.websocket import CLOSE, TEXT, Answers, Frame, WebSocketClient, close, frame, parse, steady, swallow
@@ -22,8 +22,7 @@ class TunnelServer(H2Server):
     """An HTTP/2 upstream that takes extended CONNECT: it echoes text and answers a Close."""
 
     def __init__(self, *, takes: bool = True) -> None:
-        self.takes = takes
-        super().__init__()
+        super().__init__(settings={CONNECT_PROTOCOL: int(takes)})
         self.default = self.tunnel
 
     def tunnel(self, call: Call) -> None:
@@ -52,20 +51,8 @@ class TunnelServer(H2Server):
 
 @pytest.fixture(scope="module")
 def willing() -> Iterator[TunnelServer]:
-    before = H2Peer.__init__
-
-    def announcing(self: H2Peer, server: H2Server, number: int, sock: Any) -> None:
-        before(self, server, number, sock)
-        if getattr(server, "takes", False):
-            self.h2.update_settings({CONNECT_PROTOCOL: 1})
-            self.flush()
-
-    H2Peer.__init__ = announcing  # type: ignore[method-assign]
-    try:
-        with TunnelServer() as server:
-            yield server
-    finally:
-        H2Peer.__init__ = before  # type: ignore[method-assign]
+    with TunnelServer() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

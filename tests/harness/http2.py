@@ -298,10 +298,8 @@ class H2Peer:
             client_side=False, header_encoding="utf-8", validate_outbound_headers=False, normalize_outbound_headers=False
         )
         self.h2 = h2.connection.H2Connection(config)
-        if server.streams is not None:
-            self.h2.local_settings = h2.settings.Settings(
-                client=False, initial_values={h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: server.streams}
-            )
+        if server.settings:
+            self.h2.local_settings = h2.settings.Settings(client=False, initial_values=server.settings)
         self.h2.initiate_connection()
         self.flush()
 
@@ -375,13 +373,15 @@ class H2Peer:
 class H2Server:
     """Listens on a loopback port; a thread for each connection. A script is called at the head, at each data and at the end."""
 
-    def __init__(self, tls: ssl.SSLContext | None = None, *, streams: int | None = None) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None, *, streams: int | None = None, settings: dict[Any, int] | None = None) -> None:
         self.scripts: dict[str, Script] = {}
         self.default: Script = echo
         self.calls: list[Call] = []
         self.peers: list[H2Peer] = []
         self.errors: list[str] = []
-        self.streams = streams
+        self.settings: dict[Any, int] = dict(settings or {})
+        if streams is not None:
+            self.settings[h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS] = streams
         self._tls = tls
         self._changed = threading.Condition()
         self._socket = socket.create_server(("127.0.0.1", 0))

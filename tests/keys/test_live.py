@@ -431,8 +431,8 @@ def test_versions_are_retired_by_age(world: World) -> None:
         await world.create()
         world.now += 1000.0
         await world.rotate(settle_s=100.0)
-        assert retire(world.path, world.now + 599.0, 500.0) == []
-        assert retire(world.path, world.now + 600.0, 500.0) == [1]
+        assert retire(world.path, world.now + 600.0, 500.0) == []
+        assert retire(world.path, world.now + 602.0, 500.0) == [1]
         assert retire(world.path, world.now + 10_000.0, 500.0) == []
 
     run(work)

@@ -224,7 +224,8 @@ def test_the_books_hold_in_any_order(seed: int) -> None:
     draw = random.Random(seed)
 
     async def go() -> None:
-        cluster, network, clock = build(limit=draw.randint(1, 4), max_connections=draw.randint(1, 4), max_in_flight=draw.randint(1, 9), queue=9)
+        circuit = {"max_connections": draw.randint(1, 4), "max_in_flight": draw.randint(1, 9), "queue": 9}
+        cluster, network, clock = build(limit=draw.randint(1, 4), **circuit)
         calls: list[Asking] = []
         direct: list[Lease] = []
 

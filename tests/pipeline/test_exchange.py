@@ -356,7 +356,9 @@ def test_a_body_that_an_inspection_waits_for_has_the_same_time(dribbles: bool) -
     """Nothing is forwarded yet, so there is no upstream connection to look after; the client is as slow as elsewhere."""
     world = World(POST, started=False, body_total_s=30.0)
     world.exchange.plan.total_s = 0.0  # type: ignore[union-attr,misc]
-    world.exchange._inspection = SimpleNamespace(takes_request=lambda exchange, data: True, close=lambda: None)  # type: ignore[assignment]
+    world.exchange._inspection = SimpleNamespace(  # type: ignore[assignment]
+        takes_request=lambda exchange, data: True, close=lambda: None, place=""
+    )
     world.exchange.request_data(b"h")
     if dribbles:
         world.exchange.started -= 29

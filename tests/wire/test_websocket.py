@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -202,7 +204,7 @@ def streams(draw: st.DrawFn) -> bytes:
 @given(streams(), st.lists(st.integers(0, 800), max_size=6), st.booleans())
 def test_cuts_do_not_matter_and_an_independent_reader_accepts_what_passes(data: bytes, cuts: list[int], compression: bool) -> None:
     edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
-    pieces = [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    pieces = [data[a:b] for a, b in pairwise(edges)]
     whole_out, whole = scan([data], compression=compression)
     out, scanner = scan(pieces, compression=compression)
     assert (scanner.close_frame, scanner.close_code, scanner.stopped) == (whole.close_frame, whole.close_code, whole.stopped)

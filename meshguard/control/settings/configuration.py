@@ -43,4 +43,10 @@ class Configuration(Section):
     admin: AdminConfig = Field(default={}, validate_default=True)
     quarantine: QuarantineConfig = Field(default={}, validate_default=True)
     limits: LimitsConfig = Field(default={}, validate_default=True)
+    workers: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = Field(
+        default=1, description="Processes that share the listeners; auto: one for each core this process may use."
+    )
     drain_s: Annotated[float, Field(ge=0, le=3600)] = Field(default=30.0, description="Time for open requests after SIGTERM.")
+    restart_s: Annotated[float, Field(gt=0, le=3600)] = Field(
+        default=30.0, description="Time for a new process to become ready at a rolling restart (SIGUSR2)."
+    )

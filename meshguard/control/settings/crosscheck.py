@@ -15,6 +15,7 @@ from meshguard.control.settings.delegation import delegation_complaints
 from meshguard.control.settings.edge_checks import edge_complaints
 from meshguard.control.settings.outbound_checks import outbound_complaints
 from meshguard.control.settings.profiles import DEVELOPMENT_CA, PERMISSIVE, PLAIN_LISTENER, PLAIN_UPSTREAM, PROFILES, permits
+from meshguard.control.settings.rate_limits import rate_limit_complaints
 from meshguard.control.settings.validation import validation_complaints, validation_files
 from meshguard.control.settings.values import Address, parse_address, parse_moment
 from meshguard.sources.complaints import Complaint, Told, nearest
@@ -124,6 +125,7 @@ class _Check:
 
     def listeners(self) -> Iterator[Complaint]:
         ids: dict[str, str] = {}
+        limits: dict[str, str] = {}
         for name, listener in self._listeners.items():
             if not isinstance(listener, Mapping):
                 continue
@@ -137,6 +139,7 @@ class _Check:
                 yield from self._route((*at, "routes", index), route, listener, ids)
             yield from self._relaxation(at, listener)
             yield from self._certificate(at, listener)
+            yield from rate_limit_complaints(str(name), listener, limits, bool(_list(self._values, "jwt")))
             if listener.get("trusted_proxies") and listener.get("tls") in ("none", "server"):
                 yield Complaint(
                     (*at, "trusted_proxies"), "a listener with client certificates (tls: mutual): a proxy is known by its SPIFFE ID"

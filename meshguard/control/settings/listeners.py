@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field
 
 from meshguard.control.settings.edge import AddressRange, CertificateConfig, HstsConfig, Redirect, RouteLimits, RouteRetries
 from meshguard.control.settings.limits import LimitsConfig
+from meshguard.control.settings.rate_limits import RateLimitConfig
 from meshguard.control.settings.validation import ValidationConfig
 from meshguard.control.settings.values import (
     AuthorityPattern,
@@ -146,6 +147,7 @@ class ListenerConfig(Section):
     )
     underscores: Literal["refuse", "drop", "allow"] = Field(default="refuse", description="Header names with `_`.")
     limits: LimitsConfig = Field(default={}, validate_default=True)
+    rate_limits: list[RateLimitConfig] = Field(default=[], max_length=32, description="Every one that applies must be passed.")
     certificate: DocumentPath | None = Field(default=None, description="Server certificate for `tls: server`; absent: the own SVID.")
     key: DocumentPath | None = None
     certificates: list[CertificateConfig] = Field(default=[], description="Several certificates for `tls: server`, chosen by server name.")

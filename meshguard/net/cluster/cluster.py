@@ -114,7 +114,7 @@ class Cluster(Line):
             idle = endpoint.idle
             if idle and idle[0].idle_since <= oldest:
                 self._close_idle(endpoint, sum(1 for conn in idle if conn.idle_since <= oldest))
-        for carrier in list(self._carriers):
+        for carrier in list(self.carriers):
             if not carrier.lent and carrier.idle_since <= oldest:
                 self._dismiss(carrier)
             else:

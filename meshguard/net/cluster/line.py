@@ -98,7 +98,7 @@ class Line(Pool):
         if len(self.members.usable) < len(self.members.endpoints) and self.members.elapsed(now):
             self._pump()
         waiting = len(self._waiting) - self._owned
-        most = circuit.max_in_flight if self._carriers else min(circuit.max_in_flight, circuit.max_connections)
+        most = circuit.max_in_flight if self.carriers else min(circuit.max_in_flight, circuit.max_connections)
         full = self._in_flight + waiting >= most + circuit.queue
         self._waiting[ticket] = None
         if ticket.retried:
@@ -252,7 +252,7 @@ class Line(Pool):
                 self._arm()
                 return
             idle = self._connections - (self._in_flight - self._owned) - len(self._dials)
-            if self._connections >= self._max_connections and not idle and not self._spare and not self._carriers:
+            if self._connections >= self._max_connections and not idle and not self._spare and not self.carriers:
                 self._arm()
                 return
         for ticket in [ticket for ticket in self._waiting if ticket.dial is None]:

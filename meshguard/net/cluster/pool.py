@@ -52,7 +52,7 @@ class Pool:
         self._owned = 0
         self._waiting: dict[Ticket, None] = {}
         self._marks: dict[Connection, int] = {}
-        self._carriers: set[Carrier] = set()
+        self.carriers: set[Carrier] = set()
         self._draining = False
         self._balancer: Balancer = LeastRequest()
         self._configure(settings)
@@ -147,10 +147,10 @@ class Pool:
             self._dismiss(carrier)
 
     def _dismiss(self, carrier: Carrier) -> None:
-        if carrier not in self._carriers:
+        if carrier not in self.carriers:
             return
         carrier.retired = True
-        self._carriers.remove(carrier)
+        self.carriers.remove(carrier)
         if carrier in carrier.endpoint.carriers:
             carrier.endpoint.carriers.remove(carrier)
         self._connections -= 1
@@ -159,7 +159,7 @@ class Pool:
 
     def _admit(self, carrier: Carrier) -> None:
         """A new carrier; where nothing new may begin it serves the call that it was opened for, if any."""
-        self._carriers.add(carrier)
+        self.carriers.add(carrier)
         carrier.idle_since = self._now
         carrier.endpoint.breadth = max(1, carrier.room)
         if self._draining or carrier.endpoint.gone:
@@ -252,7 +252,7 @@ class Pool:
         """Close the connection that has been idle longest; false when none is idle."""
         holders = [endpoint for endpoint in self.members.endpoints.values() if endpoint.idle]
         if not holders:
-            free = [carrier for carrier in self._carriers if not carrier.lent]
+            free = [carrier for carrier in self.carriers if not carrier.lent]
             if free:
                 self._dismiss(min(free, key=lambda carrier: carrier.idle_since))
             return bool(free)

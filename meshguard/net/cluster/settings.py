@@ -87,8 +87,8 @@ class RetrySettings:
 
 @dataclass(frozen=True, slots=True)
 class TimeoutSettings:
-    """`connect_s` bounds one dial (TCP and TLS), `idle_s` the life of an unused connection. `response_s` is the journey's. `ping_s`: an unused
-    HTTP/2 connection that was silent for so long is asked whether it lives, and has `connect_s` to answer."""
+    """`connect_s` bounds one dial (TCP and TLS), `idle_s` the life of an unused connection. `response_s` is the journey's. `ping_s`: an
+    unused HTTP/2 connection that was silent for so long is asked whether it lives, and has `connect_s` to answer."""
 
     connect_s: float = 1.0
     response_s: float = 15.0

@@ -40,9 +40,9 @@ __all__ = [
     "SETTINGS_ACK",
     "STREAM_CLOSED",
     "WINDOW_UPDATE",
-    "fields_frames",
     "frame",
     "goaway_frame",
+    "long_block",
     "reset_frame",
     "settings_frame",
     "window_frame",
@@ -92,11 +92,9 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
     return FRAME_HEADER.pack(size >> 8, size & 0xFF, kind, flags, stream) + payload
 
 
-def fields_frames(flags: int, stream: int, block: bytes, most: int) -> bytes:
-    """HEADERS with `flags` (END_STREAM or 0), and CONTINUATION where `block` is longer than the peer's frames may be."""
+def long_block(flags: int, stream: int, block: bytes, most: int) -> bytes:
+    """HEADERS with `flags` (END_STREAM or 0) and CONTINUATION, of a field block that is longer than the peer's frames may be (`most`)."""
     size = len(block)
-    if size <= most:
-        return FRAME_HEADER.pack(size >> 8, size & 0xFF, HEADERS, flags | END_HEADERS, stream) + block
     parts = [frame(HEADERS, flags, stream, block[:most])]
     for start in range(most, size, most):
         last = END_HEADERS if start + most >= size else 0

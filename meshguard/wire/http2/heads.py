@@ -44,6 +44,7 @@ __all__ = ["UNDECLARED", "MalformedHead", "request_of", "response_of", "trailers
 
 UNDECLARED = -1
 """A body without content-length."""
+_REFUSED_METHODS = frozenset((b"CONNECT", b"TRACE"))
 _BODILESS = frozenset((204, 304))
 _DROPPED_FROM_TRAILERS = frozenset(NOT_IN_TRAILERS)
 
@@ -104,6 +105,8 @@ def request_of(entries: list[Entry], ended: bool, limits: Http2Limits, book: Req
         raise RequestError(HEAD_TOO_LARGE, f"{total} octets")
     if len(method) + len(path) + 10 > limits.request_line_bytes:
         raise RequestError(TARGET_TOO_LONG, f"{len(path)} octets")
+    if method in _REFUSED_METHODS and PROTOCOL not in pseudo:
+        raise RequestError(METHOD_NOT_SUPPORTED, method.decode())
     if refusal is not None:
         raise refusal
     if length is not None and CONTENT_LENGTH(length) is None:
@@ -116,7 +119,7 @@ def request_of(entries: list[Entry], ended: bool, limits: Http2Limits, book: Req
     if not authority:
         raise RequestError(AMBIGUOUS_AUTHORITY, "no authority")
     if crumbs:
-        cookie = b"; ".join(crumbs)
+        cookie = b"; ".join(crumbs).rstrip(b" ")  # empty crumbs
         if book.cookies_cut:
             specials.append((b"cookie", cookie))
         else:
@@ -134,8 +137,6 @@ def request_of(entries: list[Entry], ended: bool, limits: Http2Limits, book: Req
         if length is not None:
             raise MalformedHead("an extended CONNECT with a content-length")
         specials.insert(0, (b":protocol", protocol))
-    elif method == b"CONNECT" or method == b"TRACE":
-        raise RequestError(METHOD_NOT_SUPPORTED, method.decode())
     elif ended:
         if declared > 0:
             raise MalformedHead("a content-length and no body")
@@ -217,13 +218,13 @@ def response_of(entries: list[Entry], ended: bool, method: bytes, limits: Http2L
     head.specials = specials
     head.size = total
     declared = UNDECLARED
-    if code < 200:
-        if ended:
-            raise MalformedHead("an interim response that ends its stream")
+    if code < 200 or code in _BODILESS or method == b"HEAD":
         head.length = NO_BODY
-    elif code in _BODILESS or method == b"HEAD":
-        head.length = declared = NO_BODY
-        if length is not None and code != 204:
+        if code >= 200:
+            declared = 0
+        elif ended:
+            raise MalformedHead("an interim response that ends its stream")
+        if length is not None and (method == b"HEAD" or code == 304):
             specials.append((b"content-length", length))
     else:
         if length is not None:

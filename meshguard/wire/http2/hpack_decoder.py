@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from meshguard.model.errors import MeshguardError
 from meshguard.wire.http2.field_book import Book, Entry
-from meshguard.wire.http2.huffman import SHORT, HuffmanError, decode_huffman, decode_short
+from meshguard.wire.http2.huffman import HuffmanError, decode_huffman
 from meshguard.wire.http2.static_table import DYNAMIC
 
 __all__ = ["HpackDecoder", "HpackError"]
@@ -102,11 +102,10 @@ class HpackDecoder:
                 index = octet & 0x0F  # literal without indexing, or never indexed (sections 6.2.2, 6.2.3)
                 if index == 0x0F:
                     index, position = _integer(block, position, 0x0F)
-            never = 0x10 <= octet < 0x20
             if index:
                 name = (static[index] if index < DYNAMIC else dynamic[_NEWEST - index])[2]
             else:
-                name, position = _string(block, position, False)
+                name, position = _string(block, position)
             # the value, as in `_string`; a call costs a tenth of the field
             length = block[position]
             position += 1
@@ -120,7 +119,7 @@ class HpackDecoder:
             value = block[position:stop]
             position = stop
             if coded:
-                value = decode_short(value) if length <= SHORT and not never else decode_huffman(value)
+                value = decode_huffman(value)
             entry = self._book.entry(name, value)
             add(entry)
             if octet >= 0x40:
@@ -159,7 +158,7 @@ class HpackDecoder:
         del dynamic[:oldest]
 
 
-def _string(block: bytes, position: int, never: bool) -> tuple[bytes, int]:
+def _string(block: bytes, position: int) -> tuple[bytes, int]:
     """(string, next position) (section 5.2)."""
     length = block[position]
     position += 1
@@ -172,5 +171,5 @@ def _string(block: bytes, position: int, never: bool) -> tuple[bytes, int]:
         raise HpackError("a string longer than its block")
     string = block[position:stop]
     if coded:
-        string = decode_short(string) if length <= SHORT and not never else decode_huffman(string)
+        string = decode_huffman(string)
     return string, stop

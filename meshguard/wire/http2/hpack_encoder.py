@@ -12,7 +12,7 @@ import functools
 
 from meshguard.wire.http2.static_table import STATIC_TABLE
 
-__all__ = ["NO_TABLE", "encode_block", "encode_request", "encode_status", "request_method"]
+__all__ = ["NO_TABLE", "encode_block", "encode_length", "encode_request", "encode_status", "request_method"]
 
 NO_TABLE = b"\x20"
 """A dynamic table size update to 0, for the beginning of the first block."""
@@ -70,6 +70,11 @@ def encode_block(block: bytes) -> bytes:
 @functools.lru_cache(maxsize=64)
 def encode_status(status: int) -> bytes:
     return _field(b":status", b"%d" % status)
+
+
+@functools.lru_cache(maxsize=256)
+def encode_length(octets: int) -> bytes:
+    return _field(b"content-length", b"%d" % octets)
 
 
 @functools.lru_cache(maxsize=256)

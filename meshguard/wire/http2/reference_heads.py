@@ -100,10 +100,7 @@ def request_of(fields: Fields, ended: bool, limits: Http2Limits, wire: WireLimit
         authority = hosts[0] if hosts else b""
     if _VISIBLE(authority) is None:
         raise RequestError(AMBIGUOUS_AUTHORITY, "no authority")
-    if method == b"CONNECT" and protocol is not None:
-        line = b"GET %b HTTP/1.1\r\n" % path
-    else:
-        line = b"%b %b HTTP/1.1\r\n" % (method, path)
+    line = b"%b %b HTTP/1.1\r\n" % (b"GET" if protocol is not None else method, path)
     raw = b"%bhost: %b\r\n%b\r\n" % (line, authority, _lines([field for field in regular if field[0] != b"host"]))
     parser = RequestParser(wire, rules)
     parser.receive(raw)

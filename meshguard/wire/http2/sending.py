@@ -9,7 +9,17 @@ from __future__ import annotations
 from collections import deque
 
 from meshguard.wire.http2.engine import Http2Limits
-from meshguard.wire.http2.frames import DATA, DEFAULT_FRAME_BYTES, DEFAULT_WINDOW, END_STREAM, FRAME_HEADER, fields_frames, reset_frame
+from meshguard.wire.http2.frames import (
+    DATA,
+    DEFAULT_FRAME_BYTES,
+    DEFAULT_WINDOW,
+    END_HEADERS,
+    END_STREAM,
+    FRAME_HEADER,
+    HEADERS,
+    long_block,
+    reset_frame,
+)
 from meshguard.wire.http2.hpack_encoder import NO_TABLE, encode_block
 from meshguard.wire.http2.streams import ClosedStreams, Stream
 
@@ -100,7 +110,12 @@ class Sender:
     def _write_fields(self, state: Stream, block: bytes, end: bool) -> None:
         if self._prefix:
             block, self._prefix = self._prefix + block, b""
-        self._out.append(fields_frames(END_STREAM if end else 0, state.id, block, self._frame_most))
+        size = len(block)
+        if size <= self._frame_most:
+            flags = END_HEADERS | END_STREAM if end else END_HEADERS
+            self._out.append(_header(size >> 8, size & 0xFF, HEADERS, flags, state.id) + block)
+        else:
+            self._out.append(long_block(END_STREAM if end else 0, state.id, block, self._frame_most))
         if end:
             self._ended_here(state)
 

@@ -27,7 +27,7 @@ from meshguard.wire.http2.frames import (
     reset_frame,
 )
 from meshguard.wire.http2.heads import MalformedHead, request_of, trailers_of
-from meshguard.wire.http2.hpack_encoder import encode_block, encode_status
+from meshguard.wire.http2.hpack_encoder import encode_block, encode_length, encode_status
 from meshguard.wire.http2.streams import Stream
 from meshguard.wire.semantics import FieldRules
 
@@ -211,8 +211,12 @@ class Http2Server(ControlledConnection):
             self._write_fields(state, encode_status(status) + encode_block(block), end)
 
     def send_whole(self, stream: int, status: int, block: bytes, body: bytes) -> int:
+        state = self._table.get(stream)
+        if state is None or self._dead or state.answered:
+            return 0
+        state.answered = True
         size = len(body)
-        self.send_head(stream, status, b"%bcontent-length: %d\r\n" % (block, size), not size)
+        self._write_fields(state, encode_status(status) + encode_block(block) + encode_length(size), not size)
         return self.send_data(stream, body, True) if size else 0
 
     def goaway(self, code: int, last_stream: int | None = None) -> None:

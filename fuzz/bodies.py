@@ -1,0 +1,165 @@
+"""The targets for bodies of field rules: forms, multipart, lines, events, protobuf, gRPC, coded bodies, and the tokens in them.
+
+One invariant holds for all: what is accepted is sealed, sealing it again changes nothing, and opening it gives the same meaning back
+(the same octets, but for spellings that no usual encoder writes); whatever is refused is refused by a reason.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Hashable
+from types import SimpleNamespace
+from urllib.parse import parse_qsl
+
+from meshguard.fields.codings import CodingError, decode_body
+from meshguard.fields.compile import compile_fields
+from meshguard.fields.transforms import Reader, Transform
+from meshguard.model.errors import RequestError
+from tests.fields.parts import Counter, keyset
+from tests.fields.test_protobuf import frame, shop
+
+__all__ = ["WORDS", "coded", "events", "form", "grpc", "lines", "multipart", "protobuf"]
+
+_NOBODY, _READER = Reader(frozenset()), Reader(frozenset(("reader",)))
+_RULE = {
+    "id": "f",
+    "paths": ["/x"],
+    "on": "both",
+    "select": ["$.a", "$..b"],
+    "form": ["a", "b c"],
+    "protobuf": {"descriptor": "shop.pb", "fields": ["payment.card", "payment.blob", "tags", "notes"], "request": "shop.v1.Order",
+                 "response": "shop.v1.Order"},
+    "content_types": ["application/x-ndjson", "text/event-stream", "application/x-www-form-urlencoded", "multipart/form-data",
+                      "application/grpc", "application/protobuf"],
+    "seal": "k",
+    "readers": {"reader": "open"},
+    "seal_null": True,
+}  # fmt: skip
+_LIMIT = 4096
+
+
+def _transform() -> Transform:
+    source = SimpleNamespace(file="p", value=SimpleNamespace(fields=[_RULE]))
+    plan = compile_fields([source], ("reader",), {"k": keyset("k")}, lambda file, name: bytes(shop().SerializeToString())).plan("GET", "/x")
+    assert plan is not None
+    assert plan.request is not None
+    return plan.request
+
+
+_FOUND = _transform()
+
+
+def _apply(body: bytes, content_type: str, who: Reader) -> bytes:
+    return _FOUND.apply(body, content_type, who, Counter(), 0.0, limit=_LIMIT).body
+
+
+def _there_and_back(body: bytes, content_type: str) -> tuple[bytes, bytes] | str:
+    """(sealed, opened), or why it is refused."""
+    try:
+        sealed = _apply(body, content_type, _NOBODY)
+    except RequestError as error:
+        return str(error.detail).partition(" at ")[0]
+    assert _apply(sealed, content_type, _NOBODY) == sealed, "sealed twice"
+    try:
+        return sealed, _apply(sealed, content_type, _READER)
+    except RequestError as error:
+        return f"shut: {error.reason.code}"  # it came in the form of a sealed value and is none
+
+
+def form(data: bytes) -> Hashable:
+    """A form is refused, or comes back with the same pairs; what is not protected keeps its octets."""
+    result = _there_and_back(data, "application/x-www-form-urlencoded")
+    if isinstance(result, str):
+        return result
+    sealed, opened = result
+    assert _pairs(opened) == _pairs(data)
+    return (sealed == data, opened == data, data.count(b"&") % 4)
+
+
+def _pairs(data: bytes) -> list[tuple[str, str]]:
+    text = re.sub(rb"[\x80-\xff]", lambda match: b"%%%02X" % match[0][0], data).decode("ascii")
+    return parse_qsl(text, keep_blank_values=True, encoding="latin-1", max_num_fields=5000)
+
+
+def multipart(data: bytes) -> Hashable:
+    """A form is refused, or comes back octet for octet."""
+    result = _there_and_back(data, "multipart/form-data; boundary=B")
+    if isinstance(result, str):
+        return result
+    sealed, opened = result
+    assert opened == data
+    return (sealed == data, data.count(b"--B"))
+
+
+def _streamed(data: bytes, content_type: str, who: Reader, pieces: list[bytes]) -> bytes | str:
+    stream = _FOUND.stream(_FOUND.check_headers([content_type], []), who, Counter(), _LIMIT)
+    try:
+        return b"".join([*(stream.feed(piece) for piece in pieces), stream.finish()])
+    except RequestError as error:
+        return error.reason.code
+
+
+def _stream(data: bytes, content_type: str) -> Hashable:
+    """However it is cut, the same comes out; what is sealed opens."""
+    whole = _streamed(data, content_type, _NOBODY, [data])
+    single = [data[place : place + 1] for place in range(len(data))]
+    assert isinstance(_streamed(data, content_type, _NOBODY, single), str) == isinstance(whole, str)
+    if isinstance(whole, str):
+        return whole
+    assert _streamed(data, content_type, _NOBODY, single) == whole, "the segmentation matters"
+    assert _streamed(data, content_type, _NOBODY, [whole]) == whole or b"data" in data, "sealed twice"
+    return (whole == data, data.count(b"\n") % 5, isinstance(_streamed(whole, content_type, _READER, [whole]), str))
+
+
+def lines(data: bytes) -> Hashable:
+    return _stream(data, "application/x-ndjson")
+
+
+def events(data: bytes) -> Hashable:
+    return _stream(data, "text/event-stream")
+
+
+def grpc(data: bytes) -> Hashable:
+    return (_stream(data, "application/grpc"), _stream(frame(data), "application/grpc"))
+
+
+def protobuf(data: bytes) -> Hashable:
+    """A message is refused, or comes back octet for octet where its lengths had their shortest spelling."""
+    result = _there_and_back(data, "application/protobuf")
+    if isinstance(result, str):
+        return result
+    sealed, opened = result
+    again = _there_and_back(opened, "application/protobuf")
+    assert isinstance(again, tuple)
+    assert again[1] == opened
+    return (sealed == data, opened == data, len(data) % 7)
+
+
+def coded(data: bytes) -> Hashable:
+    """What the limits let through is what zlib reads, and is no longer than the limit."""
+    try:
+        plain = decode_body("gzip", data, _LIMIT)
+    except CodingError as error:
+        return str(error)
+    assert len(plain) <= _LIMIT
+    assert zlib.decompress(data, 31) == plain
+    return min(len(plain), 64)
+
+
+WORDS = {
+    "form": (b"&", b"=", b"a", b"a=1", b"b+c=2", b"b%20c=%41", b";", b"%", b"%2b", b"+", b"a[]=1", b"A=1", b"%00", b"\xc3\xa9", b"%C3%A9"),
+    "multipart": (b"--B\r\n", b"--B--\r\n", b"\r\n", b"\r\n\r\n", b'Content-Disposition: form-data; name="a"', b'; filename="x"',
+        b'name="b c"',
+                  b"Content-Type: text/plain", b"\n", b"--", b"a",
+        b"\r\n--B\r\nContent-Disposition: form-data; name=\"a\"\r\n\r\n1\r\n--B--\r\n"),
+    "lines": (b"\n", b"\r\n", b'{"a":1}', b'{"a":1}\n', b'{"b":"x"}\n', b"{", b"}", b" ", b"\\", b"[1]\n", b"null\n", b'{"a":{"b":1}}\n'),
+    "events": (b"data: ", b"data:", b"data", b"\n\n", b"\n", b"\r", b"\r\n", b'data: {"a":1}\n\n', b": c\n", b"id: 1\n", b"event: x\n",
+        b"[DONE]",
+               b"\xef\xbb\xbf", b'data: {"a":\ndata: 1}\n\n', b" "),
+    "protobuf": (b"\x12\x06\x0a\x04abcd", b"\x1a\x01x", b"\x08\x01", b"\x2a\x06\x0a\x01k\x12\x01v", b"\x0b\x0c", b"\x80\x01", b"\xff",
+        b"\x12\x02\x12\x00",
+                 b"\x12", b"\x1a", b"\x00\x00\x00\x00\x05", b"\x01\x00\x00\x00\x01x"),
+    "coded": (zlib.compress(b"x" * 100, wbits=31), b"\x1f\x8b\x08\x00", zlib.compress(b"\0" * 9000, wbits=31), b"\0\0\xff\xff",
+        b"\x03\x00"),
+}  # fmt: skip
