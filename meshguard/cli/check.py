@@ -29,6 +29,7 @@ CONFIG_KEYS = frozenset(
         *("decision_log", "telemetry", "admin", "limits", "drain_s"),
         *("quarantine", "bundle"),
         *("workers", "restart_s"),
+        *("ledger",),
     )
 )
 POLICY_KEYS = frozenset(("roles", "rules", "fields", "tests"))

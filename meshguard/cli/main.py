@@ -25,6 +25,8 @@ COMMANDS: tuple[tuple[str, str], ...] = (
     ("test", "run the tests that stand in policies"),
     ("diff", "what changes between two policies, by meaning and over recorded traffic"),
     ("reach", "who can call what, allowed against observed"),
+    ("explain", "why a request was allowed or denied, from the ledger"),
+    ("audit", "query, verify and prove the ledger"),
     ("schema", "print the JSON Schema of a document, for editors"),
     ("identity", "make a development CA and identities, inspect certificates"),
     ("keys", "make, show and rotate keysets of protected fields"),

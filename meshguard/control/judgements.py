@@ -44,6 +44,7 @@ def refuse_restart_only(before: Inputs, after: Inputs) -> None:
         ("admin", old.admin, new.admin),
         ("bundle", old.bundle, new.bundle),
         ("quarantine", old.quarantine, new.quarantine),
+        ("ledger", old.ledger, new.ledger),
         ("decision_log", old.decision_log, new.decision_log),
         ("telemetry", old.telemetry, new.telemetry),
         ("jwt", old.jwt, new.jwt),

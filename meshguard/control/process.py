@@ -11,7 +11,7 @@ from contextlib import aclosing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from meshguard.control.admin import AdminServer, EndpointStatus, ListenerStatus, Providers, Status
 from meshguard.control.bundles import end_break_glass
@@ -36,11 +36,15 @@ from meshguard.telemetry.logs import LineHandler
 from meshguard.telemetry.metrics import Family, Registry
 from meshguard.telemetry.write_lock import new_lock_file
 
+if TYPE_CHECKING:
+    from meshguard.control.ledger import LedgerService
+
 __all__ = ["Process", "run"]
 
 log = logging.getLogger(__name__)
 
 _IDENTITY_S = 30.0
+_MOST_WORKERS = 1024
 _IDENTITY_RETRY_S = 5.0
 
 
@@ -81,6 +85,7 @@ class Process:
         self._gentle_s = 0.0
         self._telemetry: Telemetry | None = None
         self._admin: AdminServer | None = None
+        self._ledger: LedgerService | None = None
         self._restart_failures = registry.counter(
             "meshguard.restart.failures", "Rolling restarts whose new process did not become ready", "{restart}"
         ).labels()
@@ -91,6 +96,7 @@ class Process:
         configuration = inputs.configuration
         self._telemetry = telemetry = Telemetry(configuration, self._registry)
         self._share_logs()
+        self._ledger = ledger = self._open_ledger(configuration, telemetry)
         runtime = self._runtime
         runtime.given = self._inheritance.sockets
         if "limits" in self._inheritance.shared:
@@ -122,6 +128,8 @@ class Process:
                     work.append(background.create_task(_follow(configuration.quarantine.path, quarantine.reload)))
                 if source is not None and updates is not None:
                     work.append(background.create_task(self._follow_identity(source, updates)))
+                if ledger is not None:
+                    work.append(background.create_task(ledger.keep()))
                 if tokens.verifier is not None:
                     work.append(background.create_task(tokens.refresh()))
                 release_start_pages()
@@ -140,7 +148,21 @@ class Process:
                 await runtime.keyring.close()
         finally:
             await self._close()
+            if ledger is not None:
+                ledger.close()
             telemetry.close()
+
+    def _open_ledger(self, configuration: Configuration, telemetry: Telemetry) -> LedgerService | None:
+        if configuration.ledger is None:
+            return None
+        from meshguard.control.ledger import LedgerService
+
+        number = int(os.environ.get("MESHGUARD_WORKER", "0"))
+        # while one process takes over from another both have this number: the second shard is for the newer one
+        shards = (number, number + _MOST_WORKERS) if self._inheritance.sockets else (number,)
+        service = LedgerService(configuration, self._registry, telemetry.decisions, shards)
+        telemetry.gate = service.gate
+        return service
 
     # -- alone, or one of many --------------------------------------------------------------------------------------------
 
@@ -168,6 +190,9 @@ class Process:
         providers = Providers(self._status, self._registry.families, self._stop_accepting, self._wait_drained)
         self._admin = admin = AdminServer(providers, token=lambda: token)
         admin.extend("/quarantine", self._quarantine.operation())
+        if self._ledger is not None:
+            for path, operation in self._ledger.operations().items():
+                admin.extend(path, operation)
         for path, operation in observing(self._status, self._live_stats, self._live_requests, self._restart.set).items():
             admin.extend(path, operation)
         address = configuration.admin.address

@@ -245,6 +245,7 @@ class Runtime:
         state.warnings = [str(problem) for problem in inputs.warnings]
         if material is not None:
             state.identity, state.identity_not_after = material.spiffe_id, material.not_after
+        self.telemetry.changed(state.revision, state.policy_digest, state.identity, state.identity_not_after)
         for cluster in retired:
             task = self._background.create_task(self._retire(cluster))
             self._retiring.add(task)
@@ -338,6 +339,7 @@ class Runtime:
             self._numbers.__next__,
             InspectionBudget(within=self.budget),
             telemetry.handshake_failed,
+            telemetry.gate,
         )
 
     def _new_listener(self, name: str, config: ListenerConfig, journey: Journey, gate: TlsGate) -> Listener[ServerDoor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from meshguard.control.settings.configuration import Configuration
 from meshguard.telemetry.decision_log import DecisionLog, gap_line
@@ -18,6 +19,9 @@ from meshguard.telemetry.resource import resource_attributes
 from meshguard.telemetry.span_ids import SpanIds
 from meshguard.telemetry.spans import SpanRecorder
 
+if TYPE_CHECKING:
+    from meshguard.storage.gate import Gate
+
 __all__ = ["Telemetry"]
 
 log = logging.getLogger(__name__)
@@ -30,6 +34,8 @@ class Telemetry:
 
     def __init__(self, configuration: Configuration, registry: Registry) -> None:
         self.registry = registry
+        self.gate: Gate | None = None  # the ledger, set before the first listener opens
+        self._told: tuple[object, ...] = ("", "", 0.0)
         self.request_metrics = RequestMetrics(registry)
         self._writer = LineWriter(
             configuration.decision_log.path,
@@ -50,7 +56,9 @@ class Telemetry:
                 telemetry.otlp, registry, lambda: resource_attributes(service, instance), families=registry.families
             )
             consumers.append(SpanRecorder(self._exporter, ids, _scheme_of(configuration)))
-        consumers.append(DecisionLog(self._writer, registry, ids if self._exporter is not None else None))
+        spans = ids if self._exporter is not None else None
+        self.decisions = DecisionLog(self._writer, registry, spans, fed=configuration.ledger is not None)
+        consumers.append(self.decisions)
         self.observer = Observer(consumers, registry)
         self.reload_failures = registry.counter("meshguard.reload.failures", "Changes that were refused", "{change}").labels()
         self.reloads = registry.counter("meshguard.reload.done", "Changes that were taken over", "{change}").labels()
@@ -71,6 +79,17 @@ class Telemetry:
     def collect(self, families: Callable[[], Iterable[Family]]) -> None:
         """Adds families that are worked out at each scrape."""
         self.registry.collect(families)
+
+    def changed(self, revision: int, policy_digest: str, identity: str, not_after: float) -> None:
+        """Puts on record which policy and identity are in force from now on (E8)."""
+        gate = self.gate
+        if gate is None:
+            return
+        before, self._told = self._told, (policy_digest, identity, not_after)
+        if before[0] != policy_digest:
+            gate.event("policy", {"digest": policy_digest, "revision": revision})
+        if before[1:] != self._told[1:] and identity:
+            gate.event("identity", {"not_after": int(not_after), "spiffe_id": identity})
 
     def reopen(self) -> None:
         """After a rotation of the log file."""

@@ -82,6 +82,7 @@ REDIRECTED = Reason("redirected", 308, 9, "This is served over https")
 MOVED = Reason("moved", 301, 9, "This is served over https")
 RATE_LIMITED = Reason("rate_limited", 429, 8, "Too many requests")
 OVERLOADED = Reason("overloaded", 503, 8, "The proxy is overloaded", _I)
+LEDGER_UNAVAILABLE = Reason("ledger_unavailable", 503, 14, "The decision could not be put on record", _I)
 DRAINING = Reason("draining", 503, 14, "The proxy is shutting down", _I, closes=True)
 
 # fields: bodies that a rule has to read

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from collections import deque
 from collections.abc import Callable
 from ssl import MemoryBIO, SSLContext, SSLWantReadError
 from typing import Any, Protocol, cast
@@ -38,7 +39,19 @@ class Application(Protocol):
 class Channel(asyncio.Protocol):
     """Common part. `write` is an instance attribute so that the plain case is the transport's own method."""
 
-    __slots__ = ("_aborted", "_application", "_buffer_bytes", "closed", "held", "peer", "transport", "write")
+    __slots__ = (
+        "_aborted",
+        "_application",
+        "_buffer_bytes",
+        "_corked_bytes",
+        "_ending",
+        "_waiting",
+        "closed",
+        "held",
+        "peer",
+        "transport",
+        "write",
+    )
 
     write: Callable[[bytes], Any]
 
@@ -47,6 +60,9 @@ class Channel(asyncio.Protocol):
         self._buffer_bytes = buffer_bytes
         self.closed = False
         self._aborted = False
+        self._waiting: deque[list[bytes]] | None = None  # what was written since each `cork`
+        self._corked_bytes = 0
+        self._ending: Callable[[], None] | None = None  # what was asked for while writes waited
         self.held = False  # reading is paused
         self.transport: asyncio.Transport = None  # type: ignore[assignment]  # set by connection_made before any use
         self.peer: tuple[str, int] = ("", 0)
@@ -92,8 +108,58 @@ class Channel(asyncio.Protocol):
             if not self.closed:
                 self.transport.resume_reading()
 
+    def cork(self) -> None:
+        """What is written from now on waits for one `uncork`, behind what waits already: the ledger holds answers back until their
+        records are lasting. The end of the stream waits too."""
+        if self._waiting is None:
+            if self.closed:
+                return
+            self._waiting = deque()
+        self._waiting.append([])
+        if self.write is not _discard:
+            self.write = self._hold
+
+    def uncork(self) -> None:
+        """Lets go what was written after the oldest `cork`."""
+        waiting = self._waiting
+        if not waiting:
+            return
+        data = b"".join(waiting.popleft())
+        if waiting:
+            if data and not self._aborted:
+                self._write_through(data)
+            return
+        self._waiting = None
+        paused, self._corked_bytes = self._corked_bytes > HIGH_WATER, 0
+        if self._aborted:
+            return
+        if data:
+            self._write_through(data)
+        ending, self._ending = self._ending, None
+        if ending is not None:
+            self.closed, self.write = False, self._write_through
+            ending()
+        elif self.write is not _discard:
+            self.write = self._write_through
+        if paused:
+            self._application.resume()
+
+    def _hold(self, data: bytes) -> None:
+        if self._waiting is not None:
+            self._waiting[-1].append(data)
+            before, self._corked_bytes = self._corked_bytes, self._corked_bytes + len(data)
+            if before <= HIGH_WATER < self._corked_bytes:
+                self._application.pause()
+
+    def _write_through(self, data: bytes) -> None:
+        self.transport.write(data)
+
     def close(self) -> None:
         """Ends the stream in order after what was written."""
+        if self._waiting is not None:
+            if not self._aborted:
+                self._ending, self.closed, self.write = self.close, True, _discard
+            return
         if not self.closed:
             self.closed = True
             self.write = _discard
@@ -101,6 +167,10 @@ class Channel(asyncio.Protocol):
 
     def end_writing(self) -> None:
         """Our side is over after what was written; what the peer still sends is read. Then `close` or `abort`."""
+        if self._waiting is not None:
+            if not self.closed:
+                self._ending, self.write = self.end_writing, _discard
+            return
         if not self.closed:
             self.write = _discard
             if self.transport.can_write_eof():
@@ -306,12 +376,17 @@ class TlsChannel(Channel):
         return False
 
     def close(self) -> None:
-        self._notify()
+        if self._waiting is None:
+            self._notify()
         super().close()
 
     def end_writing(self) -> None:
-        self._notify()
+        if self._waiting is None:
+            self._notify()
         super().end_writing()
+
+    def _write_through(self, data: bytes) -> None:
+        self._send(data)
 
     def _notify(self) -> None:
         if not self.closed and self.established and self.write is not _discard:

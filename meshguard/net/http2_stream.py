@@ -19,6 +19,7 @@ from meshguard.model.reasons import Reason
 from meshguard.wire.http2.engine import CANCEL, INTERNAL_ERROR, NO_ERROR
 
 if TYPE_CHECKING:
+    from meshguard.net.channel import Channel
     from meshguard.net.http2_server import Http2Connection
     from meshguard.net.stream import Stream
     from meshguard.net.tunnel import Tunnel
@@ -70,6 +71,11 @@ class Http2Stream:
         self._out = b""
         self._status = 0  # of a head that waits for what follows it
         self._block = b""
+
+    @property
+    def channel(self) -> Channel:
+        """The connection's: what holds its writes back holds those of all its streams."""
+        return self._connection.channel
 
     # -- the request ----------------------------------------------------------------------------------------------------
 

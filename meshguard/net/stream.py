@@ -30,6 +30,11 @@ class Downstream(Protocol):
     held_s: float
     """For how long it was, in all."""
 
+    @property
+    def channel(self) -> Channel:
+        """The connection: its writes can be held back until the ledger has the record."""
+        ...
+
     def send_whole(self, status: int, block: bytes, body: bytes) -> None:
         """A complete answer with a body, in one write."""
 

@@ -11,7 +11,7 @@ connection calls `response_head`, `response_data`, `response_end`, `upstream_fai
 from __future__ import annotations
 
 import logging
-from time import monotonic, time
+from time import monotonic
 from typing import TYPE_CHECKING, cast
 
 from meshguard.model.errors import RequestError
@@ -20,7 +20,7 @@ from meshguard.model.reasons import (
     BODY_TOO_LARGE,
     GRPC_NEEDS_HTTP2,
     INTERNAL_ERROR,
-    QUARANTINED,
+    LEDGER_UNAVAILABLE,
     REQUEST_TIMEOUT,
     UPGRADE_NOT_SUPPORTED,
     UPSTREAM_RESET,
@@ -29,9 +29,8 @@ from meshguard.model.reasons import (
 )
 from meshguard.model.verdicts import Permit
 from meshguard.net.cluster.endpoint import Connection
-from meshguard.pipeline.grpc import is_grpc, refusal_block
 from meshguard.pipeline.inspection import Inspection
-from meshguard.pipeline.refusal import problem_response
+from meshguard.pipeline.refusal import answer_of, problem_response
 from meshguard.pipeline.repeat import repeatable
 from meshguard.pipeline.state import ExchangeState
 
@@ -191,8 +190,10 @@ class Exchange(ExchangeState):
         self._connection = self._door = None
         connection.finish(True)
         block = head.block if plan.response_operations is None else plan.response_operations.apply(head.block)
+        if not self.finish(door):
+            self._unrecorded(door)
+            return
         door.send_whole(head.status, block + self.limit_lines if self.limit_lines else block, body)
-        self.finish()
         door.exchange_over(True)
 
     def response_head(self, head: ResponseHead) -> None:
@@ -218,19 +219,35 @@ class Exchange(ExchangeState):
                 return
         self.send_head(head.status, block, head)
 
-    def send_head(self, status: int, block: bytes, head: ResponseHead, length: int | None = None) -> None:
-        """Passes a response head on; `length` replaces the upstream's where the body was changed."""
+    def send_head(self, status: int, block: bytes, head: ResponseHead, length: int | None = None, *, whole: bool = False) -> None:
+        """Passes a response head on; `length` replaces the upstream's where the body was changed. `whole`: the rest follows at once."""
         door = self._door
-        if door is not None:
+        if door is not None and (whole or self.begin_answer(door)):
             self._response_sent = True
             if self.limit_lines:
                 block += self.limit_lines
             door.send_head(status, block, head.length if length is None else length, head.specials)
 
+    def begin_answer(self, door: Downstream) -> bool:
+        """The first octets of an answer that takes its time are about to go: its decision is on record before them. False: refused."""
+        ledger = self._journey.ledger
+        if ledger is None or ledger.begun(self, door.channel):
+            return True
+        self.refuse(LEDGER_UNAVAILABLE)
+        return False
+
+    def _unrecorded(self, door: Downstream) -> None:
+        """The record could not be written: nothing of the upstream's answer goes."""
+        block, body = problem_response(LEDGER_UNAVAILABLE, self.decision_id)
+        door.send_refusal(LEDGER_UNAVAILABLE, block + self.peer.answer_lines, body)
+        door.exchange_over(self._request_complete)
+
     def _interim(self, door: Downstream, head: ResponseHead) -> None:
         if head.status == 101:
             if self.websocket is not None and self._connection is not None:
-                self.websocket.open(self, door, self._connection, head)
+                self.status = head.status
+                if self.begin_answer(door):
+                    self.websocket.open(self, door, self._connection, head)
             else:
                 self.upstream_failed(UPSTREAM_RESET, "switching protocols was not asked for")
             return
@@ -281,9 +298,11 @@ class Exchange(ExchangeState):
             if self.grpc_end is not None and trailers:
                 self.grpc_end = trailers
             self._door = None
-            door.send_end(trailers if keep else b"")
-            self.finish()
-            door.exchange_over(self._request_complete)
+            if self.finish(door):
+                door.send_end(trailers if keep else b"")
+                door.exchange_over(self._request_complete)
+            else:
+                door.reset()
 
     def flush_response(self) -> None:
         if self._door is not None:
@@ -295,8 +314,7 @@ class Exchange(ExchangeState):
         """meshguard answers itself. After the response has begun there is only the abort."""
         if self.ended:
             return
-        self.refusal = reason
-        self.detail = detail
+        self.refusal, self.detail = reason, detail
         self._let_go()
         door, self._door = self._door, None
         if door is None:
@@ -307,25 +325,12 @@ class Exchange(ExchangeState):
             self.finish()
             door.reset()
             return
-        self.status = reason.status
-        if self.head is not None and self.head.minor == 2 and is_grpc(self.head):
-            self.status = 200
-            self.grpc_end, body = refusal_block(reason, self.decision_id), b""
-            block = self.grpc_end
-        else:
-            block, body = problem_response(reason, self.decision_id, self._retry_after_s(reason), self.violation)
-        if self.limit_lines:
-            block += self.limit_lines
-        self.response_bytes = len(body)
-        if self.plan is not None and reason is self.plan.answer:
-            block += self.plan.location
-        door.send_refusal(reason, block + self.peer.answer_lines, body)
-        self.finish()
+        block, body = answer_of(self, reason)
+        if not self.finish(door):
+            self._unrecorded(door)
+            return
+        door.send_refusal(reason, block, body)
         door.exchange_over(self._request_complete)
-
-    def _retry_after_s(self, reason: Reason) -> int:
-        until = self.peer.quarantined_until if reason is QUARANTINED else 0.0
-        return max(1, min(round(until - time()), 86400)) if until else 60 if reason is QUARANTINED else 1
 
     def upstream_failed(self, reason: Reason, detail: str) -> None:
         """The upstream connection broke or broke the rules. Safe requests whose kept-alive connection died unanswered go again."""
@@ -427,12 +432,19 @@ class Exchange(ExchangeState):
         self.aborted = "deadline"
         self.refuse(reason, detail)
 
-    def finish(self) -> None:
-        """Records the exchange, once. INVARIANT: every request that was parsed, refused or cut comes through here."""
+    def finish(self, door: Downstream | None = None) -> bool:
+        """Records the exchange, once, before the (rest of the) answer goes to `door`. False: it is not on record, so no answer may go.
+        INVARIANT: every request that was parsed, refused or cut comes through here."""
         if not self.ended:
             self.ended = monotonic()
             self._head_out = b""
             inspection, self._inspection = self._inspection, None
             if inspection is not None:
                 inspection.close()
+            ledger = self._journey.ledger
+            kept = ledger is None or ledger.append(self, None if door is None else door.channel)
+            if not kept and door is not None:
+                self.refusal, self.status = LEDGER_UNAVAILABLE, LEDGER_UNAVAILABLE.status
             self._journey.finished(self)
+            return kept
+        return True

@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Inspection"]
 
+_ONE_WRITE = 32768
+"""Octets up to which a rewritten answer is on record once, whole; above it, like any streamed answer, also when it begins."""
+
 # A changed body makes these untrue (RFC 9110 section 8.8.3, RFC 9530).
 _OF_THE_OLD_BODY = (
     *(b"etag", b"last-modified", b"accept-ranges", b"cache-control"),
@@ -319,7 +322,7 @@ class Inspection:
             # the view belongs to this caller: no shared cache may give it to another one
             block = remove_fields(block, _OF_THE_OLD_BODY) + _PRIVATE
         exchange.response_bytes = len(body)
-        exchange.send_head(head.status, block, head, length=len(body))
+        exchange.send_head(head.status, block, head, length=len(body), whole=len(body) <= _ONE_WRITE)
         if body:
             exchange.send_body(body)
         exchange.complete()

@@ -20,6 +20,7 @@ from meshguard.model.reasons import (
     IDENTITY_REQUIRED,
     IDENTITY_REVOKED,
     INTERNAL_ERROR,
+    LEDGER_UNAVAILABLE,
     MISDIRECTED,
     OVERLOADED,
     QUARANTINED,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from meshguard.net.stream import Downstream, Stream
     from meshguard.pipeline.plan import Plan
     from meshguard.pipeline.snapshot import Snapshot
+    from meshguard.storage.gate import Gate
     from meshguard.telemetry.metrics import Slot
     from meshguard.telemetry.observe import Observer
 
@@ -67,6 +69,7 @@ class Journey:
         "crowded",
         "draining",
         "isolated",
+        "ledger",
         "listener",
         "next_number",
         "observer",
@@ -87,6 +90,7 @@ class Journey:
         next_number: Callable[[], int],
         budget: InspectionBudget,
         on_handshake_failure: Callable[[str, str], None],
+        ledger: Gate | None = None,
     ) -> None:
         self.listener = listener
         self.snapshot = snapshot
@@ -100,6 +104,7 @@ class Journey:
         self.draining = False
         self.crowded = False  # no connection is kept alive
         self.shedding = False  # new requests are refused
+        self.ledger = ledger
         self.quarantine: Quarantine = NOBODY
         self.isolated: Entry | None = None  # this workload itself is quarantined
         self.on_quiet: Callable[[], None] | None = None  # called when the last connection has ended
@@ -281,6 +286,8 @@ def identify(journey: Journey, exchange: Exchange) -> object:
         raise RequestError(DRAINING)
     if journey.shedding:
         raise RequestError(OVERLOADED)
+    if journey.ledger is not None and journey.ledger.refusing:
+        raise RequestError(LEDGER_UNAVAILABLE)
     return None
 
 

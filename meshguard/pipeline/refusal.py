@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+from time import time
+from typing import TYPE_CHECKING
 
 from meshguard.model.reasons import QUARANTINED, TOKEN_INVALID, TOKEN_REQUIRED, WEBSOCKET_HANDSHAKE, Reason
+from meshguard.pipeline.grpc import is_grpc, refusal_block
 
-__all__ = ["PROBLEM_TYPE", "problem_response"]
+if TYPE_CHECKING:
+    from meshguard.pipeline.state import ExchangeState
+
+__all__ = ["PROBLEM_TYPE", "answer_of", "problem_response"]
 
 PROBLEM_TYPE = "urn:meshguard:problem:"
 """Prefix of the `type` member: stable, and not a URL that anybody has to serve."""
@@ -32,3 +38,21 @@ def problem_response(reason: Reason, decision_id: str, retry_after_s: int = 1, p
     elif reason.status == 405:
         block += b"allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n"
     return block, body
+
+
+def answer_of(exchange: ExchangeState, reason: Reason) -> tuple[bytes, bytes]:
+    """(field block, body) of the whole answer of `exchange` that refuses it, in the terms of its protocol; its status is set."""
+    head, plan = exchange.head, exchange.plan
+    exchange.status = reason.status
+    body = b""
+    if head is not None and head.minor == 2 and is_grpc(head):
+        exchange.status = 200
+        exchange.grpc_end = block = refusal_block(reason, exchange.decision_id)
+    else:
+        until = exchange.peer.quarantined_until if reason is QUARANTINED else 0.0
+        retry_after_s = max(1, min(round(until - time()), 86400)) if until else 60 if reason is QUARANTINED else 1
+        block, body = problem_response(reason, exchange.decision_id, retry_after_s, exchange.violation)
+    exchange.response_bytes = len(body)
+    if plan is not None and reason is plan.answer:
+        block += plan.location
+    return block + exchange.limit_lines + exchange.peer.answer_lines, body

@@ -49,6 +49,7 @@ _HANDOVER_BYTES = 64 * 1024  # lines are handed to the sink in pieces of this si
 _CACHE = 1024  # entries of a cache of JSON fragments; it starts anew when full
 _THREE = tuple(f"{number:03d}" for number in range(1000))  # two look-ups cost a third of formatting six digits
 _NEWLINE = orjson.OPT_APPEND_NEWLINE
+_SORTED = orjson.OPT_SORT_KEYS
 _USER_INFO = re.compile(r"^([^/?#]*//)?[^/?#]*@")
 
 
@@ -68,10 +69,12 @@ def gap_line(count: int, since: float, now: float | None = None) -> bytes:
 class DecisionLog:
     """A consumer of finished requests (`telemetry.observe`) that writes their records to a sink.
 
-    `spans` tells which requests have spans, so that their id is put on record; None when no spans are exported.
+    `spans` tells which requests have spans, so that their id is put on record; None when no spans are exported. `fed`: the lines come
+    by `keep`, from the ledger, which has them already; `consume` then does nothing.
     """
 
-    def __init__(self, sink: DecisionSink, registry: Registry, spans: SpanIds | None = None) -> None:
+    def __init__(self, sink: DecisionSink, registry: Registry, spans: SpanIds | None = None, *, fed: bool = False) -> None:
+        self._fed = fed
         self._sink = sink
         self._spans = spans
         self._lines: list[bytes] = []
@@ -86,18 +89,33 @@ class DecisionLog:
 
     def consume(self, records: Sequence[RequestRecord], clock_offset: float) -> None:
         """Turn these records into lines."""
+        if self._fed:
+            return
         lines = self._lines
         size = self._size
         for record in records:
-            try:
-                line = self._line(record, clock_offset)
-            except Exception:  # outermost loop of the log: a record that cannot be told still leaves a line
-                self._unwritable.value += 1
-                line = _reduced(record, clock_offset)
+            line = self.tell(record, clock_offset)
             lines.append(line)
+            lines.append(b"\n")
             size += len(line)
         self._size = size
         if size >= _HANDOVER_BYTES:
+            self.flush()
+
+    def tell(self, record: RequestRecord, clock_offset: float) -> bytes:
+        """The record as canonical JSON (keys sorted, no newline): the line of this log, and the entry of the ledger."""
+        try:
+            return self._line(record, clock_offset)
+        except Exception:  # outermost loop of the log: a record that cannot be told still leaves a line
+            self._unwritable.value += 1
+            return _reduced(record, clock_offset)
+
+    def keep(self, line: bytes) -> None:
+        """Takes a line that `tell` has made."""
+        self._lines.append(line)
+        self._lines.append(b"\n")
+        self._size += len(line)
+        if self._size >= _HANDOVER_BYTES:
             self.flush()
 
     def flush(self) -> None:
@@ -106,7 +124,7 @@ class DecisionLog:
         if lines:
             self._lines = []
             self._size = 0
-            self._sink.write(b"".join(lines), len(lines))
+            self._sink.write(b"".join(lines), len(lines) // 2)
 
     def _line(self, record: RequestRecord, clock_offset: float) -> bytes:
         peer = record.peer
@@ -221,16 +239,17 @@ class DecisionLog:
             line["span_id"] = spans.server_span_id(record).decode("latin-1")
             line["sampled"] = record.sampled
         try:
-            return orjson.dumps(line, option=_NEWLINE)
+            return orjson.dumps(line, option=_SORTED)
         except TypeError:  # text that is not valid Unicode (lone surrogates): said with escapes
-            return orjson.dumps(_encodable(line), option=_NEWLINE)
+            return orjson.dumps(_encodable(line), option=_SORTED)
 
     def _svid(self, principal: Principal) -> orjson.Fragment:
         if len(self._svids) >= _CACHE:
             self._svids.clear()
         made = orjson.Fragment(
             orjson.dumps(
-                _encodable({"trust_domain": principal.trust_domain, "serial": principal.serial, "thumbprint": principal.thumbprint})
+                _encodable({"trust_domain": principal.trust_domain, "serial": principal.serial, "thumbprint": principal.thumbprint}),
+                option=_SORTED,
             )
         )
         self._svids[principal.thumbprint] = made
@@ -241,7 +260,7 @@ class DecisionLog:
             self._permits.clear()
         rule_id, digest, revision = permit
         why = {"verdict": "allow", "rule": rule_id, "policy_digest": digest, "policy_revision": revision}
-        made = self._permits[permit] = orjson.Fragment(orjson.dumps(_encodable(why)))
+        made = self._permits[permit] = orjson.Fragment(orjson.dumps(_encodable(why), option=_SORTED))
         return made
 
 
@@ -293,7 +312,7 @@ def _as_sent(record: RequestRecord) -> tuple[str, str, str]:
 def _reduced(record: RequestRecord, clock_offset: float) -> bytes:
     """What is left of a record that could not be turned into a line: its id and its time."""
     line = {"schema": SCHEMA, "id": record.decision_id, "time": _rfc3339(record.started + clock_offset), "reduced": True}
-    return orjson.dumps(line, option=_NEWLINE)
+    return orjson.dumps(line, option=_SORTED)
 
 
 def _capped(text: str, limit: int) -> str:

@@ -220,8 +220,8 @@ class Answers:
             f"Sec-WebSocket-Accept: {accept_of(head.get('sec-websocket-key'))}",
             *fields,
         ]
-        await socket.send("\r\n".join(lines).encode() + b"\r\n\r\n" + self._behind)
         self.sockets.append(socket)
+        await socket.send("\r\n".join(lines).encode() + b"\r\n\r\n" + self._behind)
         exchange.upstream.changed()
         exchange.connection.closing = True  # no further request on it
         await self._serve(socket)

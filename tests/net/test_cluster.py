@@ -239,6 +239,38 @@ class TestLine:
 
         run(story())
 
+    def test_a_dial_taken_over_may_fail_without_failing_who_took_it(self) -> None:
+        """It had used up its time for somebody else; but only once, so that a dead endpoint is known at last."""
+
+        async def story() -> None:
+            cluster, network, _ = build(ONE, automatic=False)
+            first, second, third, fourth = Asking(), Asking(), Asking(), Asking()
+            cluster.submit(first)
+            await turns()
+            network.finish()
+            await turns()
+            for late, answers in ((third, True), (fourth, False)):
+                cluster.submit(second)
+                await turns()
+                cluster.release(first.conns[-1])  # to the second; its dial is spare
+                first.conns.append(second.conns[-1])
+                cluster.submit(late)  # takes it over
+                await turns()
+                network.finish(error=TimeoutError())
+                await turns()
+                assert late.answers == 0
+                balanced(cluster)
+                network.finish(error=None if answers else TimeoutError())
+                await turns()
+                assert (len(late.conns), len(late.refusals)) == ((1, 0) if answers else (0, 1))
+                if answers:
+                    cluster.discard(late.conn)
+            assert network.dials == 5
+            balanced(cluster)
+            await cluster.close()
+
+        run(story())
+
     def test_a_cancelled_call_leaves_its_dial_to_the_pool(self) -> None:
         async def story() -> None:
             cluster, network, _ = build(ONE, automatic=False)

@@ -146,7 +146,7 @@ class World:
 
     def __init__(self, data: bytes = get(b"Host: a"), *, cluster: Cluster | None = None, started: bool = True, **limits: Any) -> None:
         self.records: list[Any] = []
-        self.journey: Any = SimpleNamespace(finished=self.records.append, boot_id="b")
+        self.journey: Any = SimpleNamespace(finished=self.records.append, boot_id="b", ledger=None)
         self.door = Door()
         peer: Any = SimpleNamespace(limits=ConnectionLimits(**limits), table=None, principal=None, answer_lines=b"")
         self.head = head_of(data)

@@ -10,6 +10,7 @@ from meshguard.control.settings.bundle import BundleConfig
 from meshguard.control.settings.clusters import ClusterConfig
 from meshguard.control.settings.identity import IdentityConfig, JwtConfig
 from meshguard.control.settings.keys import KeysetConfig
+from meshguard.control.settings.ledger import LedgerConfig
 from meshguard.control.settings.limits import LimitsConfig
 from meshguard.control.settings.listeners import ListenerConfig
 from meshguard.control.settings.outputs import AdminConfig, DecisionLogConfig, QuarantineConfig, TelemetryConfig
@@ -39,6 +40,7 @@ class Configuration(Section):
     bundle: BundleConfig | None = Field(default=None, description="Policy from signed bundles only.")
     keys: dict[Name, KeysetConfig] = Field(default={}, description="Keysets for protected fields.")
     decision_log: DecisionLogConfig = Field(default={}, validate_default=True)
+    ledger: LedgerConfig | None = None
     telemetry: TelemetryConfig = Field(default={}, validate_default=True)
     admin: AdminConfig = Field(default={}, validate_default=True)
     quarantine: QuarantineConfig = Field(default={}, validate_default=True)

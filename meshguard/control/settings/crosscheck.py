@@ -36,6 +36,7 @@ def crosscheck(values: Mapping[str, Any], base: Path, now: float, *, files: bool
     out += validation_complaints(values)
     out += delegation_complaints(values)
     out += outbound_complaints(values, profile if profile in PROFILES else "strict")
+    out += _ledger(values, profile)
     if files:
         out += _files(values, base)
     return out
@@ -269,6 +270,13 @@ def _overlap(left: Address, right: Address) -> bool:
     return "0.0.0.0" in hosts and not any(":" in host for host in hosts)  # noqa: S104  # a comparison, nothing is bound
 
 
+def _ledger(values: Mapping[str, Any], profile: object) -> Iterator[Complaint]:
+    ledger = values.get("ledger")
+    if isinstance(ledger, Mapping) and profile != "development" and _mapping(ledger, "checkpoints").get("key") is None:
+        expected = "the key that signs checkpoints, made by `meshguard audit key FILE`; only `profile: development` makes one by itself"
+        yield Complaint(("ledger", "checkpoints", "key"), expected)
+
+
 def _files(values: Mapping[str, Any], base: Path) -> Iterator[Complaint]:
     named: list[tuple[tuple[str | int, ...], object]] = []
     files = _mapping(_mapping(values, "identity"), "files")
@@ -288,6 +296,7 @@ def _files(values: Mapping[str, Any], base: Path) -> Iterator[Complaint]:
     for name in _mapping(values, "clusters"):
         named.append((("clusters", name, "tls", "ca"), _mapping(_mapping(_mapping(values, "clusters"), name), "tls").get("ca")))
     named += validation_files(values)
+    named.append((("ledger", "checkpoints", "key"), _mapping(_mapping(values, "ledger"), "checkpoints").get("key")))
     for name in _mapping(values, "keys"):
         named.append((("keys", name, "path"), _mapping(_mapping(values, "keys"), name).get("path")))
     named += [(("policies", index), path) for index, path in enumerate(_list(values, "policies"))]

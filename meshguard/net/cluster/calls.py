@@ -53,9 +53,10 @@ class TicketState(Enum):
 class Ticket:
     """One submission of a call. `deadline` bounds the wait without a dial of its own; `refused` are the endpoints that could not be
     reached for it; `fresh` asks for a new connection (its pooled one died, and what killed one probably killed its neighbours);
-    `retried` says that it counts in the retry budget. `conn`, or `reason` and `detail`, is the answer once granted."""
+    `retried` says that it counts in the retry budget; `heir`: its dial was begun for another one, and may fail before it had its time
+    (once: None afterwards). `conn`, or `reason` and `detail`, is the answer once granted."""
 
-    __slots__ = ("call", "conn", "deadline", "detail", "dial", "fresh", "reason", "refused", "retried", "state")
+    __slots__ = ("call", "conn", "deadline", "detail", "dial", "fresh", "heir", "reason", "refused", "retried", "state")
 
     def __init__(self, call: Call, deadline: float) -> None:
         self.call = call
@@ -63,6 +64,7 @@ class Ticket:
         self.dial: Dial | None = None
         self.refused: AbstractSet[Endpoint] = _NOTHING
         self.fresh = self.retried = call.attempts > 0
+        self.heir: bool | None = False
         self.conn: Connection | None = None
         self.reason: Reason | None = None
         self.detail = ""

@@ -223,6 +223,7 @@ class Line(Pool):
         for spare in self._spare:
             if spare.endpoint in candidates:
                 self._own(spare, ticket)
+                ticket.heir = True if ticket.heir is False else None
                 return True
         if self._connections >= self._max_connections:
             for other in candidates:
@@ -385,7 +386,9 @@ class Line(Pool):
         endpoint.stats.connect_failures += 1
         ticket = self._end(opening, connected=False)
         self._blame(endpoint, reason)
-        if ticket is not None:
+        if ticket is not None and ticket.heir:
+            ticket.heir = None  # in the line again: it gets a dial of its own before it is refused for somebody else's
+        elif ticket is not None:
             ticket.refused = ticket.refused | {endpoint}
             ticket.reason, ticket.detail = reason, detail
             if self._candidates(ticket) and self.may_retry(ticket.call):

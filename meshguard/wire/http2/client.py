@@ -70,6 +70,8 @@ class Http2Client(ControlledConnection):
         """Its stream; the caller has looked at `free`."""
         stream = self._next
         self._next = stream + 2
+        if self._dead:
+            return stream  # nothing is said behind the end
         state = self._table[stream] = Stream(stream, self._initial_window, self._stream_room)
         self.streams = len(self._table)
         state.method = request_method(head)

@@ -246,3 +246,14 @@ def test_extended_connect_is_known_once_the_peer_says_so() -> None:
     assert engine.peer_extended_connect
     feed(engine, [settings((8, 0))])
     assert sink.calls == [("failed", "PROTOCOL_ERROR")]
+
+
+def test_nothing_is_asked_after_the_end_of_the_connection() -> None:
+    engine, sink = client(None, ASK)
+    feed(engine, [window(0, 0)])
+    assert sent(engine) == ["GOAWAY PROTOCOL_ERROR"]
+    assert engine.free == 0
+    stream = engine.request(ASK, b"http", False)
+    engine.send_data(stream, b"x", True)
+    assert engine.take() == b""
+    assert sink.calls == [("failed", "PROTOCOL_ERROR")]

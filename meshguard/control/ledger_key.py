@@ -1,0 +1,63 @@
+"""The key that signs the ledger's checkpoints: read, or made."""
+
+from __future__ import annotations
+
+import os
+from hashlib import sha256
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat, load_pem_private_key
+
+from meshguard.control.settings.ledger import LedgerConfig
+from meshguard.ledger.notes import NoteSigner
+from meshguard.model.errors import MeshguardError
+
+__all__ = ["KEY_NAME", "default_name", "load_signer", "make_key", "read_key"]
+
+KEY_NAME = "checkpoint.key"
+"""Where profile development keeps it, in the ledger's directory."""
+
+
+def make_key(path: Path) -> Ed25519PrivateKey:
+    """A new key in a new file, mode 0600. Raises FileExistsError."""
+    key = Ed25519PrivateKey.generate()
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(descriptor, pem)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return key
+
+
+def read_key(path: Path) -> Ed25519PrivateKey:
+    """Raises MeshguardError where the file holds no such key or others may read it, OSError."""
+    if path.stat().st_mode & 0o077:
+        raise MeshguardError(f"{path}: only its owner may read a signing key (chmod 600)")
+    try:
+        key = load_pem_private_key(path.read_bytes(), None)
+    except (ValueError, TypeError) as exc:
+        raise MeshguardError(f"{path}: no unencrypted PEM key") from exc
+    if not isinstance(key, Ed25519PrivateKey):
+        raise MeshguardError(f"{path}: an Ed25519 key is expected")
+    return key
+
+
+def default_name(domain: str, key: Ed25519PrivateKey) -> str:
+    """Names this node's logs: two nodes of one trust domain have two keys."""
+    public = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+    return f"{domain}/meshguard/{sha256(public).hexdigest()[:8]}"
+
+
+def load_signer(config: LedgerConfig, domain: str, *, make: bool) -> NoteSigner:
+    """The signer of a ledger; with `make` a missing key is made in its directory. Raises MeshguardError, OSError."""
+    directory = Path(config.directory)
+    path = Path(config.checkpoints.key) if config.checkpoints.key is not None else directory / KEY_NAME
+    if not path.exists() and make and config.checkpoints.key is None:
+        directory.mkdir(parents=True, exist_ok=True)
+        key = make_key(path)
+    else:
+        key = read_key(path)
+    return NoteSigner(config.checkpoints.name or default_name(domain, key), key)
