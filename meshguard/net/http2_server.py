@@ -33,6 +33,8 @@ _GRACE_S = 0.5
 """Between the GOAWAY that announces the end and the last one: a request on its way is served meanwhile."""
 _LAST_WORDS_S = 1.0
 """How long a connection that was cut may take to read why."""
+_TRIED = 4
+"""Streams of a full connection that are let through at each look."""
 _FULL = 8 * HIGH_WATER
 """Octets that wait for one client, on all its streams, before those that it does not read pause and new requests wait."""
 _ANY_STREAM = 2**31 - 1
@@ -178,10 +180,25 @@ class Http2Connection:
                 continue
             if full:
                 exchange.pause()  # also what waits for nothing yet: each could bring as much as a read of its upstream
+                stream.stalled = not stream.waits
             elif not stream.waits:
+                stream.stalled = False
                 exchange.resume()
         if not full and self._later:
             self._soon(self._go_on)
+
+    def _let_through(self) -> None:
+        """On a full connection a stream that had nothing waiting may be one that its client reads: some of them are tried at each look, so
+        that those that are read go on. Each of the others brings one read of its upstream at most."""
+        tried = 0
+        for stream in list(self._streams.values()):
+            exchange = stream.stream
+            if stream.stalled and exchange is not None and not stream.waits:
+                stream.stalled = False
+                exchange.resume()
+                tried += 1
+                if tried == _TRIED:
+                    break
 
     # -- the engine (ServerSink) ----------------------------------------------------------------------------------------
 
@@ -320,6 +337,8 @@ class Http2Connection:
                 self._close()
                 return
             self.wake()
+        if self.full and not self.blocked:
+            self._let_through()
         if self.blocked and now - self._blocked_at > limits.idle_s:
             self._abandon_streams("the client does not read", "deadline")
             self.channel.abort()

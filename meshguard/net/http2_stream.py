@@ -49,6 +49,7 @@ class Http2Stream:
         "postponed",
         "request_held",
         "since",
+        "stalled",
         "stream",
         "waits",
     )
@@ -63,6 +64,7 @@ class Http2Stream:
         self.postponed = False  # its exchange begins in a later turn
         self.held_s = 0.0
         self.waits = 0
+        self.stalled = False  # paused by a full connection with nothing waiting
         self.moved = False  # something came for it in this turn
         self.since = 0.0  # when the exchange was over, for a rest that waits
         self._held_at = 0.0

@@ -72,7 +72,14 @@ def place(mesh: Mesh, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plac
     config = {
         "identity": mesh.identity(directory),
         "listeners": listeners(),
-        "clusters": {"app": {**mesh.endpoints(), "timeouts": {"connect_s": 5, "response_s": 8}}},
+        # 300 requests at once wait for their connections in one of the tests
+        "clusters": {
+            "app": {
+                **mesh.endpoints(),
+                "timeouts": {"connect_s": 5, "response_s": 8},
+                "circuit": {"queue": 400, "queue_timeout_s": 8},
+            }
+        },
         "drain_s": 4,
     }
     with Proxy(directory, config, policies={"p.yaml": {"rules": RULES}}) as proxy:
