@@ -23,7 +23,7 @@ from tests.harness.proxy import Proxy
 from tests.harness.strict import Truncated
 from tests.harness.upstream import raw
 
-KILLS = int(os.environ.get("MESHGUARD_LEDGER_KILLS", "4"))
+KILLS = int(os.environ.get("MESHGUARD_LEDGER_KILLS", "3"))
 """`MESHGUARD_LEDGER_KILLS=200 make test ARGS=tests/e2e/test_ledger_crash.py` is the long version."""
 CLIENTS = 3
 
