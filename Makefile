@@ -10,7 +10,7 @@ FUZZ_S ?= 300
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: serve test lint bench soak fuzz check clean help
+.PHONY: serve test lint bench soak fuzz autobahn check clean help
 
 serve: $(RUN)  ## run the guided demo: a proxy with a development CA, an upstream, a client (ARGS="..." is passed on)
 	$(BIN)/python -m meshguard demo $(ARGS)
@@ -31,6 +31,9 @@ soak: $(DEV)  ## constant load while policies, certificates and endpoints change
 fuzz: $(DEV)  ## fuzz every parser of strangers' octets for FUZZ_S seconds (default 300), then the properties with new seeds
 	$(BIN)/python -m fuzz --seconds $(FUZZ_S)
 	$(BIN)/python -m pytest -x --hypothesis-seed=$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ') $$(grep -rl '^from hypothesis' tests)
+
+autobahn: $(DEV)  ## compare WebSocket verdicts with and without the proxy (ARGS="--python2 PATH --quick")
+	$(BIN)/python -m tests.autobahn $(ARGS)
 
 check: $(RUN)  ## check the example configurations and their policies
 	$(BIN)/python -m meshguard check --no-files config/*.yaml

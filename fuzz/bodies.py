@@ -113,14 +113,17 @@ def _stream(data: bytes, content_type: str) -> Hashable:
 
 
 def lines(data: bytes) -> Hashable:
+    """A stream of JSON lines gives the same however it is split, or is refused with a reason."""
     return _stream(data, "application/x-ndjson")
 
 
 def events(data: bytes) -> Hashable:
+    """A stream of server-sent events gives the same however it is split, or is refused with a reason."""
     return _stream(data, "text/event-stream")
 
 
 def grpc(data: bytes) -> Hashable:
+    """A stream of gRPC frames gives the same however it is split, or is refused with a reason."""
     return (_stream(data, "application/grpc"), _stream(frame(data), "application/grpc"))
 
 

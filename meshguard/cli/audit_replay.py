@@ -71,6 +71,7 @@ def replay_entry(policy: CompiledPolicy, entry: Mapping[str, Any]) -> Replayed |
         port=what.get("port", 0),
         now=datetime.fromisoformat(entry["time"]).timestamp(),
         client=who.get("address", ""),
+        before=tuple(who.get("chain") or ())[:-1],
     )
     principal = principal_of(who["principal"]) if who.get("principal") else None
     told = explain(policy, principal, question)

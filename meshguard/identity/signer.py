@@ -26,7 +26,7 @@ _SIZES = {"ES256": 32, "ES384": 48, "ES512": 66}
 class Signer:
     """Signs as the workload of `material`: `spiffe_id`, `algorithm`, and `x5c` (its certificates as RFC 7515 section 4.1.6 writes them).
 
-    ES256 takes 30 us, EdDSA 40, PS256 of 2048 bits 700. The key is in no attribute and no repr."""
+    Measured on a busy core: ES256 0.16 ms, EdDSA 0.22, ES384 1.0, PS256 of 2048 bits 3. The key is in no attribute and no repr."""
 
     __slots__ = ("_sign", "algorithm", "spiffe_id", "x5c")
 

@@ -149,10 +149,6 @@ class Http2Connection:
         self.blocked = False
         self._write()
         self.measure()
-        if self.full:  # still, by its windows: what does not wait for them goes on
-            for stream in list(self._streams.values()):
-                if stream.stream is not None and not stream.waits:
-                    stream.stream.resume()
 
     # -- writing --------------------------------------------------------------------------------------------------------
 
@@ -181,8 +177,7 @@ class Http2Connection:
             if exchange is None:
                 continue
             if full:
-                if self.blocked or stream.waits:  # others do not wait for those that the client does not read
-                    exchange.pause()
+                exchange.pause()  # also what waits for nothing yet: each could bring as much as a read of its upstream
             elif not stream.waits:
                 exchange.resume()
         if not full and self._later:

@@ -1,7 +1,7 @@
 """Decision tokens on their way: what came with a request is verified, what the next hop gets is signed (E6).
 
-Only listeners with `decision_token` and routes that send or pass one come here. A verification costs 0.1 ms for each hop and is remembered
-for as long as it holds; a signature is made anew every few seconds for the same caller, chain, policy and audience.
+Only listeners with `decision_token` and routes that send or pass one come here. A verification costs about a millisecond for each hop and
+is remembered for as long as it holds; a signature is made anew every few seconds for the same caller, chain, policy and audience.
 """
 
 from __future__ import annotations

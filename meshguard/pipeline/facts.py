@@ -71,9 +71,7 @@ class RequestFacts:
     def chain(self) -> Sequence[str]:
         """The callers on the way here, as far as they are proven: the direct one last."""
         exchange = self._exchange
-        if exchange.delegation is not None:
-            return exchange.delegation.chain
-        return (exchange.principal.spiffe_id,) if exchange.principal is not None else ()
+        return exchange.chain or ((exchange.principal.spiffe_id,) if exchange.principal is not None else ())
 
     @property
     def principal(self) -> str | None:

@@ -156,7 +156,11 @@ class ExchangeState(Call):
     @property
     def chain(self) -> Sequence[str]:
         """The proven callers, the direct one last; empty without a token."""
-        return self.delegation.chain if self.delegation is not None else ()
+        if self.delegation is None:
+            return ()
+        chain, principal = self.delegation.chain, self.principal
+        # on an outbound listener the caller is our own workload: it hands on a chain that ends with who had called it
+        return chain if principal is None or chain[-1] == principal.spiffe_id else (*chain, principal.spiffe_id)
 
     @property
     def decision_id(self) -> str:

@@ -122,10 +122,12 @@ def test_the_chain_decides_at_the_end_of_it(row: Row) -> None:
     assert _ask(row.orders, "to-billing", "/open") == (200, "")
     received = row.token()  # the application of billing hands it on with its own call
     assert received
-    since = row.ledger.mark()
+    since, before = row.ledger.mark(), row.billing.mark()
     assert _ask(row.billing, "outbound", "/booked", f"{FIELD}: {received}") == (200, "")
     assert row.token().count("~") == 1
     record = row.ledger.decision_where(lambda line: line.get("what", {}).get("path") == "/booked", "the record of /booked", since)
+    assert record["who"]["chain"] == [ORDERS, BILLING]
+    record = row.billing.decision_where(lambda line: line.get("what", {}).get("path") == "/booked", "the record of the call", before)
     assert record["who"]["chain"] == [ORDERS, BILLING]
     assert _ask(row.billing, "outbound", "/booked") == (403, "no_rule")  # without it billing calls for itself
     assert _ask(row.billing, "outbound", "/direct", f"{FIELD}: {received}") == (403, "no_rule")
