@@ -23,12 +23,15 @@ def make_key(path: Path) -> Ed25519PrivateKey:
     """A new key in a new file, mode 0600. Raises FileExistsError."""
     key = Ed25519PrivateKey.generate()
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         os.write(descriptor, pem)
         os.fsync(descriptor)
+        os.link(fresh, path)  # whole or not at all, and never in the place of another: workers start side by side
     finally:
         os.close(descriptor)
+        os.unlink(fresh)
     return key
 
 
@@ -57,7 +60,9 @@ def load_signer(config: LedgerConfig, domain: str, *, make: bool) -> NoteSigner:
     path = Path(config.checkpoints.key) if config.checkpoints.key is not None else directory / KEY_NAME
     if not path.exists() and make and config.checkpoints.key is None:
         directory.mkdir(parents=True, exist_ok=True)
-        key = make_key(path)
-    else:
-        key = read_key(path)
+        try:
+            make_key(path)
+        except FileExistsError:
+            pass  # another worker was first
+    key = read_key(path)
     return NoteSigner(config.checkpoints.name or default_name(domain, key), key)
