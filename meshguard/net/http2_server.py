@@ -33,8 +33,8 @@ _GRACE_S = 0.5
 """Between the GOAWAY that announces the end and the last one: a request on its way is served meanwhile."""
 _LAST_WORDS_S = 1.0
 """How long a connection that was cut may take to read why."""
-_TRIED = 4
-"""Streams of a full connection that are let through at each look."""
+_TRIED = 8
+"""Streams that are let through while a connection is full."""
 _FULL = 8 * HIGH_WATER
 """Octets that wait for one client, on all its streams, before those that it does not read pause and new requests wait."""
 _ANY_STREAM = 2**31 - 1
@@ -58,6 +58,7 @@ class Http2Connection:
         "_since",
         "_soon",
         "_streams",
+        "_tried",
         "_unwanted",
         "blocked",
         "channel",
@@ -92,6 +93,7 @@ class Http2Connection:
         self._reading = False
         self._unwanted = False
         self._blocked_at = 0.0
+        self._tried = 0
         self.blocked = False  # the client does not read what was written
 
     # -- the channel ----------------------------------------------------------------------------------------------------
@@ -174,6 +176,7 @@ class Http2Connection:
         if full == self.full:
             return
         self.full = full
+        self._tried = 0
         for stream in list(self._streams.values()):
             exchange = stream.stream
             if exchange is None:
@@ -188,17 +191,15 @@ class Http2Connection:
             self._soon(self._go_on)
 
     def _let_through(self) -> None:
-        """On a full connection a stream that had nothing waiting may be one that its client reads: some of them are tried at each look, so
-        that those that are read go on. Each of the others brings one read of its upstream at most."""
-        tried = 0
+        """On a full connection a stream that had nothing waiting may be one that its client reads: the oldest of them are tried, one at
+        each look. One that is not read brings one read of its upstream at most, so their number is bounded."""
         for stream in list(self._streams.values()):
             exchange = stream.stream
             if stream.stalled and exchange is not None and not stream.waits:
                 stream.stalled = False
+                self._tried += 1
                 exchange.resume()
-                tried += 1
-                if tried == _TRIED:
-                    break
+                break
 
     # -- the engine (ServerSink) ----------------------------------------------------------------------------------------
 
@@ -337,7 +338,7 @@ class Http2Connection:
                 self._close()
                 return
             self.wake()
-        if self.full and not self.blocked:
+        if self.full and not self.blocked and self._tried < _TRIED:
             self._let_through()
         if self.blocked and now - self._blocked_at > limits.idle_s:
             self._abandon_streams("the client does not read", "deadline")
