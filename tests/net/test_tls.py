@@ -153,7 +153,7 @@ def test_server_mode_does_not_ask() -> None:
     [
         ("unknown CA", ca().issue("/x", **TIMES)),
         ("expired", SHOP.issue("/x", start=NOW - 7200, end=NOW - 60)),
-        ("not yet", SHOP.issue("/x", start=NOW + 600, end=NOW + 7200)),
+        ("not yet", SHOP.issue("/x", start=NOW + 3600, end=NOW + 7200)),
         ("leaf as a CA", Issued(SHOP.issue("/y", subject=name("y"), **TIMES).certificate, key())),
     ],
 )
