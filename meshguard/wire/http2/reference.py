@@ -75,6 +75,8 @@ class ReferenceServer(ReferenceEngine):
         except Malformed as exc:
             self._malformed(stream, RequestError(MALFORMED_REQUEST, str(exc)))
             return
+        if head.length > 0:
+            self._left[stream] = head.length
         self._sink.request(stream, head)
 
     def _malformed(self, stream: int, error: RequestError) -> None:
@@ -161,6 +163,8 @@ class ReferenceClient(ReferenceEngine):
             return
         if ended:
             self._peer_ended(stream)
+        elif head.length > 0:
+            self._left[stream] = head.length
         self._sink.response(stream, head)
 
     def _forget(self, stream: int) -> None:
