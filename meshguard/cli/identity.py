@@ -34,10 +34,10 @@ examples:
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `identity` and its commands; each sets `handler`, a function of the parsed arguments that returns the exit status."""
+    """Add `identity` and its commands; each sets `run`, a function of the parsed arguments that returns the exit status."""
     parser = subparsers.add_parser(
         "identity",
-        help="make, show and verify workload identities (X.509-SVIDs)",
+        help="make a development CA and identities, inspect certificates",
         description="Make identities with a development CA; show what a certificate contains and why it is or is not accepted.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -49,7 +49,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     init.add_argument("directory", type=Path, help="made with mode 0700 when it does not exist")
     init.add_argument("--trust-domain", required=True, metavar="NAME", help="lower case, for example shop.example")
-    init.set_defaults(handler=_init)
+    init.set_defaults(run=_init)
 
     issue = _command(
         commands,
@@ -64,7 +64,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     issue.add_argument("--dns", action="append", metavar="NAME", help="DNS name of a server (repeatable; default localhost)")
     issue.add_argument("--address", action="append", metavar="IP", help="address of a server (repeatable; default 127.0.0.1 and ::1)")
     issue.add_argument("--life", type=_duration, default=86400.0, metavar="TIME", help="for example 90s, 15m, 24h, 7d (default 24h)")
-    issue.set_defaults(handler=_issue)
+    issue.set_defaults(run=_issue)
 
     renew = _command(
         commands,
@@ -76,7 +76,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     renew.add_argument("directory", type=Path, help="directory of the development CA")
     renew.add_argument("out", type=Path, help="directory with svid.pem, as `issue` has written it")
     renew.add_argument("--force", action="store_true", help="also when less than half of its life is over")
-    renew.set_defaults(handler=_renew)
+    renew.set_defaults(run=_renew)
 
     show = _command(
         commands,
@@ -88,7 +88,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     _verification_arguments(show)
     show.add_argument("--json", action="store_true", help="one JSON document on standard output")
-    show.set_defaults(handler=_show)
+    show.set_defaults(run=_show)
 
     verify = _command(
         commands,
@@ -99,7 +99,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     _verification_arguments(verify)
     verify.add_argument("--workload-api", metavar="ADDRESS", help="take the bundles from this SPIFFE Workload API")
-    verify.set_defaults(handler=_verify)
+    verify.set_defaults(run=_verify)
 
 
 def _command(commands: Any, name: str, summary: str, *examples: str) -> argparse.ArgumentParser:
@@ -336,6 +336,8 @@ def _failed(problem: Exception) -> int:
             print(f"error: {line}", file=sys.stderr)
     elif isinstance(problem, IdentityError):
         print(f"error: {problem.detail or problem.code}", file=sys.stderr)
+    elif isinstance(problem, OSError):
+        print(f"error: {problem.filename or 'system'}: {problem.strerror or problem}", file=sys.stderr)
     else:
         print(f"error: {problem}", file=sys.stderr)
     return 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from importlib import import_module, util
@@ -9,7 +10,7 @@ from importlib import import_module, util
 import pytest
 
 from meshguard import __version__
-from meshguard.cli.main import COMMANDS, main
+from meshguard.cli.main import COMMANDS, _parser, main
 
 
 def run(*arguments: str, **more: object) -> subprocess.CompletedProcess[str]:
@@ -51,6 +52,27 @@ def test_each_command_has_help_with_examples(name: str, capsys: pytest.CaptureFi
 @pytest.mark.parametrize("name", [name for name, _ in COMMANDS if util.find_spec(f"meshguard.cli.{name}")])
 def test_each_command_registers_a_function_to_run(name: str) -> None:
     assert callable(import_module(f"meshguard.cli.{name}").register)
+
+
+@pytest.mark.parametrize("name", [name for name, _ in COMMANDS])
+def test_each_command_line_leads_to_a_function(name: str) -> None:
+    """A subcommand that sets anything but `run` would print the help of the whole program, whatever it is asked to do."""
+    parser = _parser(name)
+    pending = [_commands(parser)[name]]
+    while pending:
+        found = pending.pop()
+        below = _commands(found)
+        pending += below.values()
+        assert below or callable(found.get_default("run")), found.prog
+
+
+def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    return {
+        name: below
+        for action in parser._actions
+        if isinstance(action, argparse._SubParsersAction)
+        for name, below in action.choices.items()
+    }
 
 
 def test_only_the_called_command_is_imported() -> None:

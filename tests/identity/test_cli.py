@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import ssl
 import stat
@@ -11,16 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from meshguard.cli import identity
+from meshguard.cli.main import main
 from tests.identity.pki import Ca
 
 
 def run(*arguments: str | Path) -> int:
-    parser = argparse.ArgumentParser(prog="meshguard")
-    identity.register(parser.add_subparsers(required=True))
-    parsed = parser.parse_args(["identity", *map(str, arguments)])
-    status: int = parsed.handler(parsed)
-    return status
+    return main(["identity", *map(str, arguments)])  # as a user calls it
 
 
 @pytest.fixture
