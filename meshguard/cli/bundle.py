@@ -206,7 +206,10 @@ def _push(options: argparse.Namespace) -> int:
 
 def _write(path: Path, data: bytes) -> None:
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_bytes(data)
+    try:
+        fresh.write_bytes(data)
+    except FileNotFoundError as exc:  # the directory: what is told is the file that was asked for
+        raise FileNotFoundError(exc.errno, exc.strerror, str(path)) from exc
     fresh.replace(path)
 
 

@@ -67,6 +67,8 @@ class Report:
     unreadable: bool = False
     covered: set[Path] = field(default_factory=set)
 
+_TOLD = ("column", "expected", "file", "line", "nearest", "path", "value")
+
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command."""
@@ -224,7 +226,7 @@ def _as_json(report: Report, *, effective: bool) -> dict[str, Any]:
         "ok": not report.problems,
         "documents": [{"file": file, "kind": kind} for file, kind in report.documents],
         "rules": report.rules,
-        "problems": [{name: getattr(problem, name) for name in Problem.__slots__} for problem in report.problems],
+        "problems": [{name: getattr(problem, name) for name in _TOLD} for problem in report.problems],
         "notes": [{"file": note.file, "line": note.line, "note": note.text} for note in report.notes],
     }
     if effective:

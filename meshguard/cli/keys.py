@@ -137,6 +137,7 @@ def _create(options: argparse.Namespace) -> int:
     now = time.time()
     if options.tenant is not None:
         return _show(options, target, target.with_kek(lambda kek: add_tenant(target.path, kek, options.tenant, now)))
+    target.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if target.config is not None and target.wraps:
         provider, tenancy = target.config.provider, Tenancy(options.tenancy or "shared")
         record = target.with_kek(lambda kek: create_wrapped(target.path, target.name, provider, kek, now, tenancy))

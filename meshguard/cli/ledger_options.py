@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from meshguard.model.errors import MeshguardError
+from meshguard.model.errors import MeshguardError, UsageError
 
 if TYPE_CHECKING:
     from meshguard.storage.query import Filter
@@ -28,19 +28,19 @@ def add_place(parser: argparse.ArgumentParser) -> None:
 
 
 def place_of(options: argparse.Namespace) -> Path:
-    """The directory that is meant. Raises MeshguardError where no ledger is."""
+    """The directory that is meant. Raises UsageError where no ledger is."""
     place: Path | None = options.ledger
     if place is None and options.config is not None:
         from meshguard.control.settings.load import load_configuration
 
         ledger = load_configuration(options.config, now=time.time(), files=False).configuration.ledger
         if ledger is None:
-            raise MeshguardError(f"{options.config}: no ledger is configured")
+            raise UsageError(f"{options.config}: no ledger is configured")
         place = Path(ledger.directory)
     if place is None:
         place = Path(os.environ.get("MESHGUARD_LEDGER") or "ledger")
     if not (place / "shard-0").is_dir() and not (place.is_dir() and any(place.glob("shard-*"))):
-        raise MeshguardError(f"{place}: no ledger is here; say --ledger DIR or --config FILE")
+        raise UsageError(f"{place}: no ledger is here; say --ledger DIR or --config FILE")
     return place
 
 

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from meshguard.model.errors import DocumentError, MeshguardError
+    from meshguard.model.errors import DocumentError, MeshguardError, UsageError
 
     try:
         code: int = options.run(options)
@@ -68,7 +68,10 @@ def _run(options: argparse.Namespace) -> int:
         print(exc, file=sys.stderr)
         count = len(exc.problems)
         print(f"meshguard: {count} problem{'s' if count != 1 else ''}", file=sys.stderr)
-        return 1
+        return 2 if any(problem.unreadable for problem in exc.problems) else 1
+    except UsageError as exc:
+        print(f"meshguard: {exc}", file=sys.stderr)
+        return 2
     except MeshguardError as exc:
         print(f"meshguard: {exc}", file=sys.stderr)
         return 1

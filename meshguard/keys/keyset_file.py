@@ -30,7 +30,10 @@ MAX_FILE_BYTES = 8 << 20
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Holds the lock of a file, between processes and threads. Raises OSError when the directory cannot be written."""
-    descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except FileNotFoundError as exc:  # the directory: what is told is the file that was asked for, not its lock
+        raise FileNotFoundError(exc.errno, exc.strerror, str(path)) from exc
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from meshguard.model.reasons import Reason
 
-__all__ = ["DocumentError", "IdentityError", "KeysetError", "MeshguardError", "Problem", "RequestError", "UpstreamError"]
+__all__ = [
+    "DocumentError",
+    "IdentityError",
+    "KeysetError",
+    "MeshguardError",
+    "Problem",
+    "RequestError",
+    "UpstreamError",
+    "UsageError",
+]
 
 
 class MeshguardError(Exception):
@@ -37,17 +46,33 @@ class IdentityError(MeshguardError):
         self.detail = detail
 
 
+class UsageError(MeshguardError):
+    """What a command line names cannot be used: exit code 2."""
+
+
 class KeysetError(MeshguardError):
     """A key is unknown, disabled, destroyed or unavailable. Never carries key material."""
 
 
 class Problem:
     """One error of a document: `file`, 1-based `line` and `column`, `path` in the document (`rules[2].paths[0]`), the offending
-    `value` (shortened), what was `expected`, and the `nearest` known key where a key is unknown."""
+    `value` (shortened), what was `expected`, and the `nearest` known key where a key is unknown. `unreadable`: there is no document."""
 
-    __slots__ = ("column", "expected", "file", "line", "nearest", "path", "value")
+    __slots__ = ("column", "expected", "file", "line", "nearest", "path", "unreadable", "value")
 
-    def __init__(self, file: str, path: str, expected: str, *, line: int = 0, column: int = 0, value: str = "", nearest: str = "") -> None:
+    def __init__(
+        self,
+        file: str,
+        path: str,
+        expected: str,
+        *,
+        line: int = 0,
+        column: int = 0,
+        value: str = "",
+        nearest: str = "",
+        unreadable: bool = False,
+    ) -> None:
+        self.unreadable = unreadable
         self.file = file
         self.line = line
         self.column = column

@@ -59,6 +59,7 @@ UPGRADE_NOT_SUPPORTED = Reason("upgrade_not_supported", 501, 12, "The protocol u
 WEBSOCKET_HANDSHAKE = Reason("websocket_handshake", 400, 3, "The WebSocket handshake is malformed")
 WEBSOCKET_DENIED = Reason("websocket_denied", 403, 7, "WebSocket is not allowed here")
 GRPC_TIMEOUT_MALFORMED = Reason("grpc_timeout_malformed", 400, 3, "The grpc-timeout of the call is malformed")
+LAST_RECIPIENT = Reason("last_recipient", 200, 0, "Max-Forwards has come to its end here")
 EXPECTATION_FAILED = Reason("expectation_failed", 417, 3, "The expectation cannot be met")
 PLAINTEXT_REFUSED = Reason("plaintext_refused", 400, 16, "Plain HTTP was sent to a TLS listener", closes=True)
 REQUEST_TIMEOUT = Reason("request_timeout", 408, 4, "The request did not arrive in time", closes=True)

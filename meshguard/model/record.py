@@ -64,6 +64,8 @@ class PlanFacts(Protocol):
     @property
     def host(self) -> str: ...  # authority without port, lower case
     @property
+    def port(self) -> int: ...  # of the authority; 0: none was given
+    @property
     def route(self) -> str: ...  # id of the route, "" when none matched
     @property
     def template(self) -> str: ...  # low-cardinality `http.route` (the path template of the rule or route), "" when none
@@ -122,6 +124,8 @@ class RequestRecord(Protocol):
     def response_bytes(self) -> int: ...
     @property
     def upstream(self) -> str: ...  # "address:port" of the endpoint used, ""
+    @property
+    def upstream_protocol(self) -> str: ...  # "http/1.1", "h2", ""
     @property
     def attempts(self) -> int: ...  # how often the request was sent again after the first time
     @property

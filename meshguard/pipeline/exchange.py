@@ -81,6 +81,7 @@ class Exchange(ExchangeState):
             return
         self._connection = connection
         self.upstream = connection.endpoint.key
+        self.upstream_protocol = connection.protocol
         if connection.closed:  # it ended between the cluster's choice and now; nothing was sent
             self.upstream_failed(UPSTREAM_RESET, "closed at once")
             return

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from meshguard.pipeline.peer import chained_lines, forwarded_lines
+from meshguard.pipeline.peer import VIA, chained_lines, forwarded_lines
 from meshguard.wire import xfcc
 from meshguard.wire.forwarded import (
     Hop,
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["Forwarding"]
 
 X_FORWARDED, RFC_7239, NONE = "x-forwarded", "rfc7239", "none"
-_VIA = b"via: 1.1 meshguard\r\n"
 
 
 class Forwarding:
@@ -51,7 +50,7 @@ class Forwarding:
         lines = forwarded_lines(peer, own_id)  # also makes the peer's certificate tag
         if self._kind == X_FORWARDED:
             return lines
-        return (forwarded_line([_own(peer)]) if self._kind == RFC_7239 else b"") + _certificates(peer, ()) + _VIA
+        return (forwarded_line([_own(peer)]) if self._kind == RFC_7239 else b"") + _certificates(peer, ()) + VIA[peer.protocol]
 
     def trusts(self, peer: Peer) -> bool:
         """Whether what the peer says of its client is believed."""
@@ -65,7 +64,7 @@ class Forwarding:
         for name, value in specials:
             said.setdefault(name, []).append(value)
         if self._kind == NONE:
-            return peer.client_address, _certificates(peer, said.get(b"x-forwarded-client-cert", ())) + _VIA
+            return peer.client_address, _certificates(peer, said.get(b"x-forwarded-client-cert", ())) + VIA[peer.protocol]
         hops = self._hops(said)
         hops.append(_own(peer))
         client = client_by_networks(hops, self._networks) if self._networks else client_by_count(hops, self._count or 1)
@@ -77,8 +76,8 @@ class Forwarding:
         hops = hops[client:]
         certificates = _certificates(peer, said.get(b"x-forwarded-client-cert", ()))
         if self._kind == RFC_7239:
-            return address, forwarded_line(hops) + certificates + _VIA
-        return address, _x_forwarded(hops, said) + certificates + _VIA
+            return address, forwarded_line(hops) + certificates + VIA[peer.protocol]
+        return address, _x_forwarded(hops, said) + certificates + VIA[peer.protocol]
 
     def _hops(self, said: dict[bytes, list[bytes]]) -> list[Hop]:
         if self._kind == RFC_7239:

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from meshguard.pipeline.forwarding import Forwarding
     from meshguard.pipeline.plan import Table
 
-__all__ = ["Peer", "forwarded_lines"]
+__all__ = ["VIA", "Peer", "chained_lines", "forwarded_lines"]
 
-_VIA = {"http/1.1": b"via: 1.1 meshguard\r\n", "h2": b"via: 2 meshguard\r\n"}
+VIA = {"http/1.1": b"via: 1.1 meshguard\r\n", "h2": b"via: 2 meshguard\r\n"}
 
 
 class Peer:
@@ -84,7 +84,7 @@ def forwarded_lines(peer: Peer, own_id: str) -> bytes:
     if peer.principal is not None:
         peer.certificate_tag = xfcc.element(own_id, peer.principal)
         lines += b"x-forwarded-client-cert: %b\r\n" % peer.certificate_tag
-    return lines + _VIA[peer.protocol]
+    return lines + VIA[peer.protocol]
 
 
 def chained_lines(peer: Peer, specials: Sequence[tuple[bytes, bytes]]) -> bytes:
@@ -102,4 +102,4 @@ def chained_lines(peer: Peer, specials: Sequence[tuple[bytes, bytes]]) -> bytes:
     certificates = xfcc.join(said.get(b"x-forwarded-client-cert", ()), peer.certificate_tag)
     if certificates:
         lines += b"x-forwarded-client-cert: %b\r\n" % certificates
-    return lines + _VIA[peer.protocol]
+    return lines + VIA[peer.protocol]

@@ -12,6 +12,7 @@ from meshguard.model.errors import RequestError
 from meshguard.model.principal import Principal
 from meshguard.model.reasons import AMBIGUOUS_AUTHORITY, MISDIRECTED, MOVED, NO_ROUTE, REDIRECTED, Reason
 from meshguard.model.verdicts import Denial, Permit
+from meshguard.pipeline.max_forwards import MaxForwards
 from meshguard.pipeline.routes import HeaderOperations, Redirect, Route
 from meshguard.wire.authority import parse_authority
 from meshguard.wire.target import STRICT, PathOptions, Target, canonicalise
@@ -111,7 +112,7 @@ class Plan:
         self.inspects_response = False
         self.keep_trailers = False
         self.websocket = True
-        self.request_operations: HeaderOperations | None = None
+        self.request_operations: HeaderOperations | MaxForwards | None = None
         self.response_operations: HeaderOperations | None = None
         self.response_s = 15.0
         self.total_s = 0.0
@@ -196,7 +197,7 @@ class Table:
         cluster = plan.cluster_object = self.snapshot.clusters.get(route.cluster)
         plan.keep_trailers = route.keep_trailers
         plan.websocket = route.websocket
-        plan.request_operations = route.request_operations
+        plan.request_operations = MaxForwards(route.request_operations) if plan.method == "OPTIONS" else route.request_operations
         plan.response_operations = route.response_operations
         settings = self._direct(plan, route.cluster) if cluster is None else cluster.settings
         plan.response_s = route.response_s if route.response_s is not None else settings.timeouts.response_s

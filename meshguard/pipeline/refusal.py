@@ -6,7 +6,7 @@ import json
 from time import time
 from typing import TYPE_CHECKING
 
-from meshguard.model.reasons import QUARANTINED, TOKEN_INVALID, TOKEN_REQUIRED, WEBSOCKET_HANDSHAKE, Reason
+from meshguard.model.reasons import LAST_RECIPIENT, QUARANTINED, TOKEN_INVALID, TOKEN_REQUIRED, WEBSOCKET_HANDSHAKE, Reason
 from meshguard.pipeline.grpc import is_grpc, refusal_block
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ __all__ = ["PROBLEM_TYPE", "answer_of", "problem_response"]
 
 PROBLEM_TYPE = "urn:meshguard:problem:"
 """Prefix of the `type` member: stable, and not a URL that anybody has to serve."""
+_METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 
 
 def problem_response(reason: Reason, decision_id: str, retry_after_s: int = 1, place: str = "") -> tuple[bytes, bytes]:
@@ -26,6 +27,8 @@ def problem_response(reason: Reason, decision_id: str, retry_after_s: int = 1, p
         f'{{"type":"{PROBLEM_TYPE}{reason.code}","title":"{reason.title}","status":{reason.status},'
         f'"code":"{reason.code}","instance":"urn:meshguard:decision:{decision_id}"{violation}}}\n'
     ).encode("ascii")
+    if reason is LAST_RECIPIENT:  # no problem, but the answer of the one who was asked (RFC 9110 section 9.3.7)
+        return b"allow: %b\r\ncache-control: no-store\r\n" % _METHODS, b""
     block = b"content-type: application/problem+json\r\ncache-control: no-store\r\n"
     if reason is TOKEN_REQUIRED:
         block += b"www-authenticate: Bearer\r\n"
@@ -36,7 +39,7 @@ def problem_response(reason: Reason, decision_id: str, retry_after_s: int = 1, p
     elif reason.status == 503 or reason is QUARANTINED:
         block += b"retry-after: %d\r\n" % retry_after_s
     elif reason.status == 405:
-        block += b"allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n"
+        block += b"allow: %b\r\n" % _METHODS
     return block, body
 
 

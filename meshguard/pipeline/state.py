@@ -84,6 +84,7 @@ class ExchangeState(Call):
         "trace_id",
         "trace_lines",
         "upstream",
+        "upstream_protocol",
         "verdict",
         "websocket",
     )
@@ -122,6 +123,7 @@ class ExchangeState(Call):
         self.request_bytes = 0
         self.response_bytes = 0
         self.upstream = ""
+        self.upstream_protocol = ""
         self.aborted = ""
         self.trace_id = b""
         self.trace_lines = b""

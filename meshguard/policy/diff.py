@@ -25,7 +25,8 @@ MAX_CLASSES = 2_000_000
 """Questions asked at most (some 10 us each, twice); beyond, the result says that it is not complete."""
 _FILLER = "x"
 _DEEPEST = 4  # segments below `/**` that are tried
-_OTHER_METHOD = "MGTEST"
+_USUAL_METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "MGTEST")
+"""The first that no rule names stands for every method that none names."""
 _NOBODY = "spiffe://meshguard.test/nobody"
 
 
@@ -86,7 +87,9 @@ def diff(old: CompiledPolicy, new: CompiledPolicy, readings: Callable[[str], tup
     for policy in (old, new):
         for rule in policy.rules:
             people[rule.id] |= _people(policy, rule)
-    for caller, method, path, host, port in _classes(touched, everything, people):
+    named = frozenset().union(*(rule.methods or () for rule in everything))
+    other = next(method for method in _USUAL_METHODS if method not in named)
+    for caller, method, path, host, port in _classes(touched, everything, people, other):
         if (caller, method, path, host, port) in seen:
             continue
         if asked >= MAX_CLASSES:
@@ -125,7 +128,7 @@ def _people(policy: CompiledPolicy, rule: Rule) -> dict[str, None]:
 
 
 def _classes(
-    touched: Sequence[Rule], everything: Sequence[Rule], people: Mapping[str, dict[str, None]]
+    touched: Sequence[Rule], everything: Sequence[Rule], people: Mapping[str, dict[str, None]], other_method: str
 ) -> Iterator[tuple[str, str, str, str, int]]:
     templates = {path: parse_template(path) for rule in everything for path in rule.paths}
     for rule in touched:
@@ -140,7 +143,7 @@ def _classes(
                 near.append(other)
                 paths.update(dict.fromkeys(met))
         callers = dict.fromkeys((*people[rule.id], *(caller for other in near[:200] for caller in people[other.id]), "", _NOBODY))
-        methods = dict.fromkeys((*(name for each in (rule, *near[:200]) for name in sorted(each.methods or ())), _OTHER_METHOD))
+        methods = dict.fromkeys((*(name for each in (rule, *near[:200]) for name in sorted(each.methods or ())), other_method))
         hosts = dict.fromkeys(("localhost", *(_host(host) for each in (rule, *near[:50]) for host in sorted(each.hosts or ()))))
         ports = dict.fromkeys((443, *(port for each in (rule, *near[:50]) for port in sorted(each.ports or ()))))
         yield from itertools.product(callers, methods, paths, hosts, ports)

@@ -142,7 +142,7 @@ def read(path: str | Path, *, environment: Mapping[str, str] | None = None, max_
                 raise DocumentError([Problem(file, "", "a regular file")])
             data = stream.read(max_bytes + 1)
     except OSError as exc:
-        raise DocumentError([Problem(file, "", f"a readable file ({exc.strerror or exc})")]) from exc
+        raise DocumentError([Problem(file, "", f"a readable file ({exc.strerror or exc})", unreadable=True)]) from exc
     if len(data) > max_bytes:
         raise DocumentError([Problem(file, "", f"at most {max_bytes} bytes")])
     try:
@@ -180,7 +180,7 @@ def find_documents(paths: Iterable[str | Path]) -> list[Path]:
         elif path.exists():
             found.append(path)
         else:
-            problems.append(Problem(str(path), "", "an existing file or directory"))
+            problems.append(Problem(str(path), "", "an existing file or directory", unreadable=True))
     if len(found) > MAX_FILES:
         problems.append(Problem(str(found[0].parent), "", f"at most {MAX_FILES} files"))
     if problems:

@@ -82,7 +82,7 @@ class SpanRecorder:
         self._connections: dict[tuple[str, str, str, int, str, str], bytes] = {}
         self._requests: dict[tuple[str, str, str, int], tuple[bytes, bytes]] = {}
         self._decisions: dict[_Decided, bytes] = {}
-        self._upstreams: dict[tuple[str, str, str, str, int, Reason | None, str], tuple[bytes, bytes, bool]] = {}
+        self._upstreams: dict[tuple[str, str, str, str, str, int, Reason | None, str], tuple[bytes, bytes, bool]] = {}
         self._agents: dict[bytes, bytes] = {}
         self._path = TextAttribute("url.path")
         self._query = TextAttribute("url.query")
@@ -181,11 +181,12 @@ class SpanRecorder:
     def _client(self, record: RequestRecord, trace_id: bytes, server_id: bytes, query: str, clock_offset: float) -> bytes:
         plan = record.plan
         method, template, cluster = (plan.method, plan.template, plan.cluster) if plan is not None else ("", "", "")
-        call = (method, template, cluster, record.upstream, record.status, record.refusal, record.aborted)
+        call = (method, template, cluster, record.upstream, record.upstream_protocol, record.status, record.refusal, record.aborted)
         name, encoded, failed = self._upstreams.get(call) or self._new_upstream(call)
         attributes = [encoded]
         if plan is not None:
-            url = f"{self._scheme(cluster)}://{_capped(plan.host, _MAX_HOST)}{_capped(plan.path, _MAX_PATH)}"
+            port = f":{plan.port}" if plan.port else ""
+            url = f"{self._scheme(cluster)}://{_capped(plan.host, _MAX_HOST)}{port}{_capped(plan.path, _MAX_PATH)}"
             attributes.append(self._full.encoded(f"{url}?{query}" if query else url))
         if record.attempts:
             attributes.append(span_attribute("http.request.resend_count", record.attempts))
@@ -242,8 +243,8 @@ class SpanRecorder:
             told["meshguard.principal"] = principal
         return _kept(self._decisions, key, _encoded(told))
 
-    def _new_upstream(self, key: tuple[str, str, str, str, int, Reason | None, str]) -> tuple[bytes, bytes, bool]:
-        method, template, cluster, upstream, status, refusal, aborted = key
+    def _new_upstream(self, key: tuple[str, str, str, str, str, int, Reason | None, str]) -> tuple[bytes, bytes, bool]:
+        method, template, cluster, upstream, protocol, status, refusal, aborted = key
         address, _, port = upstream.rpartition(":")
         address = address.strip("[]")
         told: dict[str, AttributeValue] = {
@@ -254,6 +255,8 @@ class SpanRecorder:
         }
         if port.isdigit():
             told["server.port"] = told["network.peer.port"] = int(port)
+        if protocol:
+            told["network.protocol.version"] = protocol_version(protocol)
         if template:
             told["url.template"] = template
         failed = ""

@@ -77,6 +77,41 @@ def test_own_fields_survive_being_named(name: str, engine: str, dial: Callable[.
     assert named.head.all("x-forwarded-client-cert"), "no XFCC towards the upstream"
 
 
+@pytest.mark.parametrize(("sent", "arrives"), [("7", "6"), ("1", "0"), ("  10\t", "9"), ("0003", "2")])
+def test_max_forwards_of_options_counts_down(sent: str, arrives: str, engine: str, dial: Callable[..., RawClient], mesh: Mesh) -> None:
+    mark = mesh.upstream.mark()
+    with dial(engine) as client:
+        assert client.request(get("/c", fields=[f"Max-Forwards: {sent}"], method="OPTIONS")).status == 200
+        assert client.request(get("/c", fields=["Max-Forwards: 0"])).status == 200  # means nothing on other methods
+    counted, other = mesh.upstream.since(mark)
+    assert counted.head.all("max-forwards") == [arrives]
+    assert other.head.all("max-forwards") == ["0"]
+
+
+def test_max_forwards_ends_here(engine: str, dial: Callable[..., RawClient], mesh: Mesh) -> None:
+    """RFC 9110 section 7.6.2: at zero the request goes no further, and we answer it (after the decision, like any other)."""
+    mark = mesh.upstream.mark()
+    with dial(engine) as client:
+        answer = client.request(get("/c", fields=["Max-Forwards: 0"], method="OPTIONS"))
+        assert (answer.status, answer.body) == (200, b"")
+        assert "GET" in answer.get("allow")
+        assert client.request(get("/admin/c", fields=["Max-Forwards: 0"], method="OPTIONS")).status == 403
+    for bad in ["-1", "+1", "1, 2", "", "1" * 11, "0x1", "1_0"]:
+        run(
+            Case("bad", get("/c", fields=[f"Max-Forwards: {bad}"], method="OPTIONS"), Refused(frozenset({400}))),
+            "whole",
+            lambda: dial(engine),
+            mesh.upstream,
+        )
+    run(
+        Case("two", get("/c", fields=["Max-Forwards: 1", "Max-Forwards: 1"], method="OPTIONS"), Refused(frozenset({400}))),
+        "whole",
+        lambda: dial(engine),
+        mesh.upstream,
+    )
+    assert not [seen for seen in mesh.upstream.since(mark) if seen.method == "OPTIONS"]
+
+
 @pytest.mark.parametrize(
     "value",
     ["x-a\x01", "x-a\x0b", '"x-a"', "x-a;q=1", "x a", "(x)", "x-a:", "\xe9"],

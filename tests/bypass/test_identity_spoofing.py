@@ -32,6 +32,10 @@ PROVENANCE = [
     "X-Method-Override",
     "X-Envoy-External-Address",
     "X-Client-Cert",
+    "Client-Cert",
+    "Client-Cert-Chain",
+    "X-Remote-User",
+    "X-Host",
     "X-Client-IP",
     "True-Client-IP",
 ]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import stat
 import subprocess
 import sys
 from importlib import import_module, util
+from pathlib import Path
 
 import pytest
 
@@ -89,6 +91,30 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout == "{\n"
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["test nowhere", "reach nowhere", "diff nowhere nowhere", "serve --config nowhere", "check nowhere", "schema nowhere",
+     "audit verify --ledger nowhere", "audit query --ledger nowhere", "explain 1-1 --ledger nowhere", "keys list nowhere/k.json",
+     "keys rotate nowhere/k.json", "bundle build nowhere --name a --version 1 --out b.json", "bundle verify nowhere --key nowhere",
+     "fields report --config nowhere", "identity show nowhere", "top --once --config nowhere"],
+)  # fmt: skip
+def test_what_cannot_be_read_is_exit_code_2(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """1 is the answer no: a pipeline must be able to tell a loosened policy or a ledger that was changed from a mistyped name."""
+    monkeypatch.chdir(tmp_path)
+    assert main(command.split()) == 2
+    err = capsys.readouterr().err
+    assert "nowhere" in err
+    assert ".lock" not in err
+
+
+def test_a_keyset_gets_its_directory(tmp_path: Path) -> None:
+    assert main(["keys", "create", str(tmp_path / "keys" / "orders-pii.json")]) == 0
+    assert main(["keys", "list", str(tmp_path / "keys" / "orders-pii.json")]) == 0
+    assert stat.S_IMODE((tmp_path / "keys").stat().st_mode) == 0o700
 
 
 def test_the_module_runs_and_its_exit_code_is_the_commands() -> None:

@@ -64,7 +64,7 @@ class Peer:
 class Plan:
     """What was derived from the target."""
 
-    __slots__ = ("cluster", "host", "method", "path", "policy_revision", "route", "template")
+    __slots__ = ("cluster", "host", "method", "path", "policy_revision", "port", "route", "template")
 
     def __init__(
         self,
@@ -76,7 +76,9 @@ class Plan:
         template: str = "/orders/{id}",
         cluster: str = "app",
         policy_revision: int = 3,
+        port: int = 0,
     ) -> None:
+        self.port = port
         self.method = method
         self.path = path
         self.host = host
@@ -142,6 +144,7 @@ class Record:
         "subject",
         "trace_id",
         "upstream",
+        "upstream_protocol",
         "verdict",
         "websocket",
     )
@@ -164,6 +167,7 @@ class Record:
         request_bytes: int = 0,
         response_bytes: int = 480,
         upstream: str = "127.0.0.1:8080",
+        upstream_protocol: str = "http/1.1",
         attempts: int = 0,
         aborted: str = "",
         trace_id: bytes = b"4bf92f3577b34da6a3ce929d0e0e4736",
@@ -195,6 +199,7 @@ class Record:
         self.request_bytes = request_bytes
         self.response_bytes = response_bytes
         self.upstream = upstream
+        self.upstream_protocol = upstream_protocol
         self.attempts = attempts
         self.aborted = aborted
         self.trace_id = trace_id

@@ -99,10 +99,17 @@ def test_a_request_is_a_server_span_with_a_client_span_below() -> None:
         "server.port": 8080,
         "network.peer.address": "127.0.0.1",
         "network.peer.port": 8080,
+        "network.protocol.version": "1.1",
         "url.full": "https://orders.shop.example/orders/7?card=REDACTED",
         "url.template": "/orders/{id}",
         "meshguard.cluster": "app",
     }
+
+
+def test_a_client_span_tells_its_own_protocol_and_the_port_that_was_asked_for() -> None:
+    _, client = spans(Record(sampled=True, upstream_protocol="h2", plan=Plan(port=8443)))
+    assert values(client)["network.protocol.version"] == "2"
+    assert values(client)["url.full"].startswith("https://orders.shop.example:8443/orders/7")
 
 
 @pytest.mark.parametrize(
