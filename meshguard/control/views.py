@@ -84,6 +84,7 @@ def listener_view(name: str, config: ListenerConfig, contracts: Contracts, write
         redirect=None if config.redirect is None else Redirect(config.redirect.port, config.redirect.status),
         answer_lines=b"".join(f"{key}: {value}\r\n".encode("ascii") for key, value in strict.items()),
         trusts=principal_matcher(config.trusted_proxies) if config.trusted_proxies else None,
+        speaks=config.caller == "xfcc",
         token_reader=token_reader(config),
         http2=http2_view(config) if "h2" in protocols(config) else None,
     )

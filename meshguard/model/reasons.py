@@ -69,6 +69,7 @@ IDENTITY_REQUIRED = Reason("identity_required", 403, 16, "The caller has no veri
 IDENTITY_EXPIRED = Reason("identity_expired", 403, 16, "The caller's certificate is no longer valid", closes=True)
 IDENTITY_REVOKED = Reason("identity_revoked", 403, 16, "The caller's certificate is revoked or no longer trusted", closes=True)
 QUARANTINED = Reason("quarantined", 403, 7, "The caller is quarantined", closes=True)
+CALLER_UNKNOWN = Reason("caller_unknown", 403, 16, "The proxy names no caller that is acceptable here")
 TOKEN_REQUIRED = Reason("token_required", 401, 16, "A bearer token is required")
 TOKEN_INVALID = Reason("token_invalid", 401, 16, "The bearer token is not valid")
 DECISION_TOKEN_REQUIRED = Reason("decision_token_required", 403, 16, "A decision token of the calling proxy is required")

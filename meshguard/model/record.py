@@ -51,6 +51,8 @@ class PeerFacts(Protocol):
     @property
     def local_port(self) -> int: ...
     @property
+    def proxy(self) -> str: ...  # the SPIFFE ID of the proxy that spoke for this caller, ""
+    @property
     def outbound(self) -> bool: ...  # a call of this workload itself
 
 

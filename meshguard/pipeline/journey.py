@@ -40,7 +40,6 @@ from meshguard.wire.serialise import CHUNKED_LINE
 from meshguard.wire.trace_context import begin as begin_trace
 
 if TYPE_CHECKING:
-    from meshguard.model.principal import Principal
     from meshguard.net.channel import Channel
     from meshguard.net.listener import ServerDoor
     from meshguard.net.stream import Downstream, Stream
@@ -149,7 +148,7 @@ class Journey:
                 peer.principal = principal = snapshot.trust.verify(peer.chain, time())
                 peer.expires = principal.not_after
                 if self.quarantine:
-                    self._judge_quarantine(peer, principal)
+                    peer.judge_again(self.quarantine)
             except IdentityError as exc:
                 peer.refusal = IDENTITY_EXPIRED if exc.code in ("expired", "not_yet_valid") else IDENTITY_REVOKED
         elif view.requires_identity:
@@ -163,15 +162,10 @@ class Journey:
         else:
             peer.lines = forwarding.lines(peer, snapshot.own_id)
             peer.forwarding = forwarding if forwarding.trusts(peer) else None
+        peer.callers = {} if view.speaks and peer.trusted_proxy else None
         peer.answer_lines = view.answer_lines
         peer.limits = view.limits
         peer.table = snapshot.table(view, peer.principal)
-
-    def _judge_quarantine(self, peer: Peer, principal: Principal) -> None:
-        entry = self.quarantine.find(principal.spiffe_id, principal.serial, time())
-        if entry is not None:
-            peer.refusal = QUARANTINED
-            peer.quarantined_until = entry.until
 
     def contain(self, quarantine: Quarantine, isolated: Entry | None) -> None:
         """Puts a quarantine in force (C6): connections and streams of those in it are cut now, all where this workload itself is."""
@@ -185,10 +179,13 @@ class Journey:
                 door.cut(QUARANTINED.code)
             elif peer.refusal is QUARANTINED:
                 self.identify_peer(peer, self.snapshot)  # it may have ended
-            elif peer.principal is not None and peer.refusal is None and quarantine:
-                self._judge_quarantine(peer, peer.principal)
+            elif peer.principal is not None and peer.refusal is None and (quarantine or peer.callers):
+                peer.judge_again(quarantine)
                 if peer.refusal is QUARANTINED:
                     door.cut(QUARANTINED.code)
+                elif peer.callers is not None:
+                    peer.callers = {}  # those that it speaks for are judged again: their next requests, and what is under way
+                    door.recall(lambda stream: _exchange_of(stream).peer.judge_again(quarantine))
 
     def begin(self, door: Downstream, peer: Peer, head: RequestHead) -> None:
         exchange = Exchange(self, door, peer, head, self.next_number())
@@ -199,7 +196,7 @@ class Journey:
     def overstays(self, stream: Stream, snapshot: Snapshot) -> bool:
         """Judges a long exchange again under `snapshot`, once: streams do not outlive the rule that let them in (E2). A short one is
         answered by the decision it began under: a change drops no request."""
-        exchange = cast(Exchange, getattr(stream, "owner", stream))  # what `begin` has put there, or the tunnel that it has become
+        exchange = _exchange_of(stream)
         plan, peer = exchange.plan, exchange.peer
         if exchange.judged == snapshot.revision or (monotonic() - exchange.started < LONG_S and exchange is stream):
             return False
@@ -263,6 +260,11 @@ class Journey:
             return True
 
 
+def _exchange_of(stream: Stream) -> Exchange:
+    """What `begin` has put there, or the tunnel that it has become."""
+    return cast(Exchange, getattr(stream, "owner", stream))
+
+
 # -- the stages ---------------------------------------------------------------------------------------------------------
 
 
@@ -276,6 +278,11 @@ def identify(journey: Journey, exchange: Exchange) -> object:
         exchange.principal = peer.principal
     if peer.forwarding is not None and exchange.head is not None:
         exchange.client, exchange.lines = peer.forwarding.judge(peer, exchange.head.specials)
+        if peer.callers is not None and peer.refusal is None:
+            from meshguard.pipeline.callers import caller_of
+
+            peer = exchange.peer = caller_of(peer, exchange.head.specials, snapshot, journey.quarantine)
+            exchange.principal = peer.principal
     if peer.refusal is not None:
         raise RequestError(peer.refusal)
     if time() >= peer.expires:

@@ -1,22 +1,24 @@
 """The peer of a downstream connection: who it is, and the header lines that say so to the upstream.
 
 One per connection; its exchanges share it. INVARIANT: `principal` comes from a verified certificate chain or is None; nothing a
-client sends in a header can change it.
+client sends in a header can change it, but for what a listed proxy says on a listener with `caller: xfcc` (`pipeline.callers`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from time import time
 from typing import TYPE_CHECKING
 
 from meshguard.model.principal import Principal
-from meshguard.model.reasons import Reason
+from meshguard.model.reasons import QUARANTINED, Reason
 from meshguard.wire import xfcc
 
 if TYPE_CHECKING:
     from meshguard.net.limits import ConnectionLimits
     from meshguard.pipeline.forwarding import Forwarding
     from meshguard.pipeline.plan import Table
+    from meshguard.policy.quarantine import Quarantine
 
 __all__ = ["VIA", "Peer", "chained_lines", "forwarded_lines"]
 
@@ -29,6 +31,7 @@ class Peer:
 
     __slots__ = (
         "answer_lines",
+        "callers",
         "certificate_tag",
         "chain",
         "client_address",
@@ -44,6 +47,7 @@ class Peer:
         "outbound",
         "principal",
         "protocol",
+        "proxy",
         "quarantined_until",
         "refusal",
         "serves",
@@ -66,6 +70,8 @@ class Peer:
         self.quarantined_until = 0.0  # epoch seconds, with the refusal QUARANTINED; 0: no end is known
         self.table: Table | None = None
         self.trusted_proxy = False
+        self.callers: dict[bytes, Peer] | None = None  # of a proxy that speaks for others: those that it has spoken for
+        self.proxy = ""  # the SPIFFE ID of the proxy that speaks for this caller
         self.outbound = False  # the caller is this workload itself
         self.original: tuple[str, int] | None = None  # where a redirected client had connected to
         self.serves: Callable[[str], bool] | None = None  # hosts that the certificate shown is for
@@ -73,6 +79,14 @@ class Peer:
         self.answer_lines = b""  # fields of our own answers
         self.certificate_tag = b""
         self.lines = b""
+
+    def judge_again(self, quarantine: Quarantine) -> bool:
+        """Whether it is in the quarantine; its requests are then refused."""
+        entry = quarantine.find(self.principal.spiffe_id, self.principal.serial, time()) if quarantine and self.principal else None
+        if entry is not None:
+            self.refusal = QUARANTINED
+            self.quarantined_until = entry.until
+        return entry is not None
 
 
 def forwarded_lines(peer: Peer, own_id: str) -> bytes:

@@ -60,6 +60,7 @@ class ListenerView:
     shed_share: float = 0.95  # from here requests are refused
     configured: object = None  # the settings this view came from: equal ones change nothing for open connections
     trusts: Callable[[str], bool] | None = None
+    speaks: bool = False  # those whom it trusts are judged as the callers that they name
     limiter: Limiter | None = None
     outbound: bool = False  # the caller is the own workload, whoever connects
     capture: CaptureMode = "none"  # how connections are redirected here

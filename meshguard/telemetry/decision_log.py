@@ -3,8 +3,9 @@
 Schema `meshguard.decision/1` (keys marked ? are left out when there is nothing to say; new keys may come, none changes its meaning):
 
     schema, id, time        time: when the request head was complete, RFC 3339, UTC, microseconds
-    who                     principal? (SPIFFE ID), svid? {trust_domain, serial, thumbprint}, subject? (sub of the verified
-                            JWT), user? (jwt:ISSUER#SUB), address, port, via? (the peer, where trusted proxies told of another client)
+    who                     principal? (SPIFFE ID), svid? {trust_domain, serial, thumbprint}, proxy? (SPIFFE ID of the one that spoke for
+                            the principal; there is no svid then), subject? (sub of the verified JWT), user? (jwt:ISSUER#SUB), address,
+                            port, via? (the peer, where trusted proxies told of another client), chain? (callers, by a decision token)
     what                    method, host, path (canonical), route, cluster, listener, protocol, tls, port, request_bytes,
                             response_bytes, direction? (outbound: a call of the own workload), query_bytes?
     why                     verdict (allow, deny, refuse, error), rule?, reason?, detail?, near_miss? {rule, condition, detail?},
@@ -148,7 +149,10 @@ class DecisionLog:
         principal = record.principal
         if principal is not None:
             who["principal"] = principal.spiffe_id
-            who["svid"] = self._svids.get(principal.thumbprint) or self._svid(principal)
+            if peer.proxy:
+                who["proxy"] = peer.proxy  # it has seen the certificate; we have not
+            else:
+                who["svid"] = self._svids.get(principal.thumbprint) or self._svid(principal)
         if record.chain:
             who["chain"] = list(record.chain)
         if record.subject:

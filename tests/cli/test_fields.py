@@ -75,7 +75,8 @@ def test_seal_rewrap_and_open_give_the_same_octets(place: Path, capsys: pytest.C
     (place / "a.ndjson").write_bytes(original)
     assert call(place, "seal", "a.ndjson", "-o", str(place / "b.ndjson")) == 0
     sealed = (place / "b.ndjson").read_bytes()
-    assert b"caf\\u00e9" not in sealed and "café".encode() not in sealed  # "caf" alone can come up in base64
+    assert b"caf\\u00e9" not in sealed  # "caf" alone can come up in base64
+    assert "café".encode() not in sealed
     assert sealed.count(b"eyJ") == 100
     assert b'"amount":1.0, ' in sealed
     assert call(place, "seal", "b.ndjson", "--in-place") == 0

@@ -175,8 +175,8 @@ def test_errors_of_values_and_between_sections_are_told_together() -> None:
         """
     assert told(text) == [
         "3:3: listeners.inbound.address: expected a value: this key is required",
-        "3:21: listeners.inbound.adress: expected one of the keys address, authorities, capture, certificate, certificates, decision_token,"
-        " direction, engine, forwarded, hsts, key, limits, permissive_until, protocols, rate_limits, redirect, ...;"
+        "3:21: listeners.inbound.adress: expected one of the keys address, authorities, caller, capture, certificate, certificates,"
+        " decision_token, direction, engine, forwarded, hsts, key, limits, permissive_until, protocols, rate_limits, ...;"
         " did you mean 'address'?",
         "3:40: listeners.inbound.to: expected the name of a cluster (app), got 'ap'; did you mean 'app'?",
         "5:21: clusters.app.endpoints[0]: expected brackets around an IPv6 address, such as [::1]:8080, got '::1:80'",

@@ -34,6 +34,7 @@ class Peer:
         "outbound",
         "principal",
         "protocol",
+        "proxy",
         "tls_version",
     )
 
@@ -58,6 +59,7 @@ class Peer:
         self.protocol = protocol
         self.tls_version = tls_version
         self.local_address = local_address
+        self.proxy = ""
         self.local_port = local_port
 
 

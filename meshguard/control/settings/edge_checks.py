@@ -50,6 +50,11 @@ def _forwarded(at: tuple[str, ...], listener: Mapping[str, Any]) -> Iterator[Com
         yield Complaint((*at, "trusted_hops"), "either trusted_hops or trusted_addresses: they are two ways to say the same")
     if said and listener.get("forwarded") == "none":
         yield Complaint((*at, said[0]), "no such key here: `forwarded: none` reads nothing from anybody")
+    if listener.get("caller") == "xfcc":
+        if not listener.get("trusted_proxies"):
+            yield Complaint((*at, "caller"), "trusted_proxies beside it: those that may speak for others")
+        if listener.get("decision_token") not in (None, "none"):
+            yield Complaint((*at, "caller"), "no such value here: decision tokens prove the callers themselves", "xfcc")
     if said and listener.get("direction") == "outbound":
         yield Complaint((*at, said[0]), "no such key here: nobody stands between the application and its outbound listener")
 

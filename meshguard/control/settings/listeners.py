@@ -131,6 +131,11 @@ class ListenerConfig(Section):
         default="default", description="HTTP implementation; `reference` is h11 and h2, slower."
     )
     trusted_proxies: list[SpiffePattern] = Field(default=[], description="Peers whose X-Forwarded-* and XFCC are believed.")
+    caller: Literal["peer", "xfcc"] = Field(
+        default="peer",
+        description="Whom requests of `trusted_proxies` are judged as: the proxy itself, or the one that the last element of their"
+        " X-Forwarded-Client-Cert names (a request without one is refused).",
+    )
     forwarded: Literal["x-forwarded", "rfc7239", "none"] = Field(
         default="x-forwarded", description="Which fields tell the upstream about the client, and are read from trusted peers; never both."
     )
