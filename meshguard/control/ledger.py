@@ -16,7 +16,7 @@ from meshguard.ledger.notes import NoteVerifier
 from meshguard.model.errors import MeshguardError
 from meshguard.storage.gate import Gate
 from meshguard.storage.ledger import OpenLedger, open_ledger
-from meshguard.storage.shard import Commit
+from meshguard.storage.commit import Commit
 from meshguard.telemetry.decision_log import DecisionLog
 from meshguard.telemetry.metrics import Registry
 

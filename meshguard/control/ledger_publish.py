@@ -10,7 +10,7 @@ from meshguard.control.settings.ledger import CheckpointConfig
 from meshguard.ledger.notes import Note, NoteError, NoteVerifier
 from meshguard.storage.disk import Disk
 from meshguard.storage.ledger import OpenLedger
-from meshguard.storage.shard import Commit
+from meshguard.storage.commit import Commit
 
 __all__ = ["publish"]
 

@@ -7,7 +7,7 @@ wall-clock time, span objects, JSON) is derived off the path.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from meshguard.model.messages import RequestHead
 from meshguard.model.principal import Principal
@@ -34,6 +34,8 @@ class FieldOperation:
 class PeerFacts(Protocol):
     """Facts of a downstream connection, shared by its exchanges."""
 
+    told: tuple[Any, ...] | None  # what the decision record keeps of it, as text
+
     @property
     def listener(self) -> str: ...  # name of the listener
     @property
@@ -56,6 +58,8 @@ class PeerFacts(Protocol):
 
 class PlanFacts(Protocol):
     """What was derived from method, authority and target: shared by equal requests."""
+
+    told: tuple[Any, ...] | None  # what the decision record keeps of it, as text
 
     @property
     def method(self) -> str: ...  # as sent

@@ -7,7 +7,7 @@ client sends in a header can change it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from meshguard.model.principal import Principal
 from meshguard.model.reasons import Reason
@@ -49,6 +49,7 @@ class Peer:
         "serves",
         "table",
         "tls_version",
+        "told",
         "trusted_proxy",
     )
 
@@ -70,6 +71,7 @@ class Peer:
         self.original: tuple[str, int] | None = None  # where a redirected client had connected to
         self.serves: Callable[[str], bool] | None = None  # hosts that the certificate shown is for
         self.forwarding: Forwarding | None = None  # the peer is trusted to tell who its client is
+        self.told: tuple[Any, ...] | None = None
         self.answer_lines = b""  # fields of our own answers
         self.certificate_tag = b""
         self.lines = b""

@@ -6,7 +6,7 @@ the upstream's request head. The memo is bounded: clients choose the keys.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from meshguard.model.errors import RequestError
 from meshguard.model.principal import Principal
@@ -75,6 +75,7 @@ class Plan:
         "template",
         "token_reader",
         "token_writer",
+        "told",
         "total_s",
         "variants",
         "websocket",
@@ -92,6 +93,7 @@ class Plan:
         self.port = 0  # of the authority; 0: none was given
         self.query = target.query
         self.readings = target.readings
+        self.told: tuple[Any, ...] | None = None
         self.policy_revision = revision
         self.route = ""
         self.template = ""

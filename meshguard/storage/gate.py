@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from meshguard.ledger.entries import decision_entry, event_entry, rfc3339
 from meshguard.model.reasons import LEDGER_UNAVAILABLE
 from meshguard.model.record import RequestRecord
-from meshguard.storage.shard import FULL, Commit, Shard
+from meshguard.storage.commit import Commit
+from meshguard.storage.shard import FULL, Shard
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor

@@ -9,9 +9,9 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from meshguard.ledger.frame import HEADER, leaf_of
+from meshguard.ledger.frame import HEADER, entry_of
 from meshguard.model.errors import MeshguardError
-from meshguard.storage.index import BEGUN, EVENT, VERDICTS, Index
+from meshguard.storage.index import BEGUN, EVENT, PLACE_BITS, VERDICTS, Index, serial_of, trace_number
 from meshguard.storage.shard_reader import Part, ShardReader
 
 __all__ = ["Filter", "QueryError", "entries", "summary"]
@@ -22,6 +22,8 @@ class QueryError(MeshguardError):
 
 
 _MAX_FILES = 64
+_FEW = 20_000
+"""Rows that are gathered and sorted rather than met on a walk through time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,19 +62,22 @@ class Filter:
             code = VERDICTS.index(self.verdict)
             terms.append("verdict=?" if not code else "verdict=? AND verdict>0")
             values.append(code)
-        for column, value in (("status", self.status), ("shard", self.shard)):
-            if value is not None:
-                terms.append(f"{column}=?")
-                values.append(value)
+        if self.status is not None:
+            terms.append("status=?" if self.status < 400 else "status=? AND status>=400")
+            values.append(self.status)
+        if self.shard is not None:
+            terms.append("place>=? AND place<?")
+            values += [self.shard << PLACE_BITS, (self.shard + 1) << PLACE_BITS]
         if self.id:
-            terms.append("id=?")
-            values.append(self.id)
+            boot, serial = serial_of(self.id)
+            terms.append("boot=(SELECT id FROM texts WHERE value=?) AND boot IS NOT NULL AND serial=?")
+            values += [boot, serial]
         if self.trace:
             try:
-                values.append(bytes.fromhex(self.trace))
+                values.append(trace_number(self.trace))
             except ValueError as exc:
                 raise QueryError("a trace id is 32 hexadecimal digits") from exc
-            terms.append("trace=?")
+            terms.append("trace=? AND trace IS NOT NULL")
         if self.since is not None:
             terms.append("time>=?")
             values.append(self.since)
@@ -109,35 +114,55 @@ def entries(
     """(cursor to go on behind it, entry) of at most `limit` entries, newest first (`oldest`: oldest first). `test` is applied to what the
     filter lets through. Raises QueryError."""
     terms, values = wanted.conditions()
+    _choose(index, wanted, terms)
     sign, order = (">", "ASC") if oldest else ("<", "DESC")
     if cursor:
-        terms.append(f"(time, shard, number) {sign} (?,?,?)")
         try:
             moment, shard, number = (int(part) for part in cursor.split("."))
         except ValueError as exc:
             raise QueryError("no such cursor") from exc
-        terms.append("time<=?" if not oldest else "time>=?")
-        values += [moment, shard, number, moment]
+        terms += [f"(time, place) {sign} (?,?)", "time<=?" if not oldest else "time>=?"]
+        values += [moment, shard << PLACE_BITS | number, moment]
     statement = (
-        f"SELECT time, shard, number, kind, segment, offset, length FROM entries WHERE {' AND '.join(terms)} "  # noqa: S608  # made of constants; values are bound
-        f"ORDER BY time {order}, shard {order}, number {order}"
+        f"SELECT time, place, kind, segment, offset, length FROM entries WHERE {' AND '.join(terms)} "  # noqa: S608  # made of constants; values are bound
+        f"ORDER BY time {order}, place {order}"
     )
     if test is None:
         statement += f" LIMIT {int(limit)}"
     reading = _Reading(index)
     try:
-        yield from _found(reading, index.iterate(statement, values), limit, test)
+        yield from _found(reading, index.iterate(statement, values), limit, test, wanted.trace.lower())
     finally:
         reading.close()
 
 
+def _choose(index: Index, wanted: Filter, terms: list[str]) -> None:
+    """What begins with something (`/orders/**`) is many values. Where few entries have them, SQLite gathers those and sorts them; where many
+    have, it had better walk through time and meet them often: the unary plus keeps it from their index. The smaller way is counted out."""
+    for column in ("principal", "path"):
+        value = getattr(wanted, column)
+        if not value.endswith("*") or value == "*":
+            continue
+        term, values = _text_term(column, value)
+        for sign, moment in ((">=", wanted.since), ("<", wanted.until)):
+            if moment is not None:
+                term += f" AND time{sign}?"
+                values = [*values, moment]
+        statement = f"SELECT COUNT(*) FROM (SELECT 1 FROM entries WHERE {term} LIMIT {_FEW})"  # noqa: S608  # likewise
+        (count,) = next(index.iterate(statement, values))
+        if count >= _FEW:
+            place = terms.index(_text_term(column, value)[0])
+            terms[place] = "+" + terms[place].removesuffix(f" AND {column} IS NOT NULL")
+
+
 def _found(
-    reading: _Reading, rows: Iterator[tuple[Any, ...]], limit: int, test: Callable[[Mapping[str, Any]], bool] | None
+    reading: _Reading, rows: Iterator[tuple[Any, ...]], limit: int, test: Callable[[Mapping[str, Any]], bool] | None, trace: str
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    for moment, shard, number, kind, segment, offset, length in rows:
+    for moment, place, kind, segment, offset, length in rows:
+        shard, number = place >> PLACE_BITS, place & ((1 << PLACE_BITS) - 1)
         entry = reading.entry(shard, segment, offset, length)
-        if entry is None:
-            continue  # expired since the index was made
+        if entry is None or (trace and entry.get("trace_id") != trace):
+            continue  # expired since the index was made; another trace of the same 64 bits
         if kind == BEGUN:
             entry["interrupted"] = True
         if test is not None and not test(entry):
@@ -232,9 +257,10 @@ class _Reading:
         except FileNotFoundError:  # it was compressed or has expired meanwhile
             del self._parts[shard]
             return self.entry(shard, segment, offset, length) if part.path.suffix == ".segment" and _other(part).exists() else None
-        if len(record) != size or leaf_of(record)[:8] != record[4:12]:
+        octets = entry_of(record)
+        if octets is None:
             raise QueryError(f"the entry at {part.path.name}, octet {offset}, is not what was written: see `meshguard audit verify`")
-        made: dict[str, Any] = orjson.loads(record[HEADER:])
+        made: dict[str, Any] = orjson.loads(octets)
         return made
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from meshguard.ledger.frame import HEADER, Damage, records, resumes_at
+from meshguard.ledger.frame import HEADER, Damage, leaves_in, records, resumes_at
 from meshguard.ledger.merkle import Tree
 from meshguard.ledger.notes import notes_in
 from meshguard.ledger.verify import DAMAGED
@@ -90,8 +90,7 @@ class ShardReader:
             add = found.append
             while True:
                 try:
-                    for _, _, leaf in records(data, offset):
-                        add(leaf)
+                    leaves_in(data, offset, found)
                     break
                 except Damage as damage:
                     again = resumes_at(data, damage.offset)
@@ -127,7 +126,7 @@ class ShardReader:
                     raise Damage(0, str(exc)) from exc
                 index = part.first
                 try:
-                    for begin, end, _ in records(data, offset):
+                    for begin, end in records(data, offset):
                         if (stop is not None and index >= stop) or (part.end is not None and index >= part.end):
                             break
                         if index >= start:

@@ -35,6 +35,7 @@ from meshguard.model.verdicts import Denial, Permit
 from meshguard.telemetry.metrics import Registry
 from meshguard.telemetry.outcome import grpc_status, verdict_name
 from meshguard.telemetry.span_ids import SpanIds
+from meshguard.telemetry.usual_decision import UsualDecision
 
 __all__ = ["MAX_DETAIL", "MAX_HOST", "MAX_METHOD", "MAX_PATH", "MAX_SUBJECT", "SCHEMA", "DecisionLog", "DecisionSink", "gap_line"]
 
@@ -81,6 +82,7 @@ class DecisionLog:
         self._size = 0
         self._svids: dict[str, orjson.Fragment] = {}
         self._permits: dict[tuple[str, str, int], orjson.Fragment] = {}
+        self._usual = UsualDecision(spans, self._why_of, self._svid_of).tell
         self._second = -1
         self._prefix = ""
         self._unwritable = registry.counter(
@@ -105,7 +107,13 @@ class DecisionLog:
     def tell(self, record: RequestRecord, clock_offset: float) -> bytes:
         """The record as canonical JSON (keys sorted, no newline): the line of this log, and the entry of the ledger."""
         try:
-            return self._line(record, clock_offset)
+            when = record.started + clock_offset
+            second = int(when)
+            if second != self._second:
+                self._second = second
+                self._prefix = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
+            micros = int((when - second) * 1e6)
+            return self._usual(record, self._prefix, micros) or self._line(record, micros)
         except Exception:  # outermost loop of the log: a record that cannot be told still leaves a line
             self._unwritable.value += 1
             return _reduced(record, clock_offset)
@@ -126,7 +134,7 @@ class DecisionLog:
             self._size = 0
             self._sink.write(b"".join(lines), len(lines) // 2)
 
-    def _line(self, record: RequestRecord, clock_offset: float) -> bytes:
+    def _line(self, record: RequestRecord, micros: int) -> bytes:
         peer = record.peer
         plan = record.plan
         verdict = record.verdict
@@ -135,20 +143,13 @@ class DecisionLog:
         started = record.started
         ended = record.ended
 
-        when = started + clock_offset
-        second = int(when)
-        if second != self._second:
-            self._second = second
-            self._prefix = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
-        micros = int((when - second) * 1e6)
-
         who: dict[str, object] = {"address": record.client_address, "port": peer.client_port}
         if who["address"] != peer.client_address:
             who["via"] = peer.client_address
         principal = record.principal
         if principal is not None:
             who["principal"] = principal.spiffe_id
-            who["svid"] = self._svids.get(principal.thumbprint) or self._svid(principal)
+            who["svid"] = self._svid_of(principal)
         if record.chain:
             who["chain"] = list(record.chain)
         if record.subject:
@@ -197,8 +198,7 @@ class DecisionLog:
 
         why: orjson.Fragment | dict[str, object]
         if refusal is None and verdict.__class__ is Permit and not verdict.shadow and not record.detail:
-            permit = (verdict.rule_id, verdict.policy_digest, revision)
-            why = self._permits.get(permit) or self._permitted(permit)
+            why = self._why_of(verdict, revision)
         else:
             why = _why(verdict, refusal, record.detail, revision)
 
@@ -243,7 +243,10 @@ class DecisionLog:
         except TypeError:  # text that is not valid Unicode (lone surrogates): said with escapes
             return orjson.dumps(_encodable(line), option=_SORTED)
 
-    def _svid(self, principal: Principal) -> orjson.Fragment:
+    def _svid_of(self, principal: Principal) -> orjson.Fragment:
+        known = self._svids.get(principal.thumbprint)
+        if known is not None:
+            return known
         if len(self._svids) >= _CACHE:
             self._svids.clear()
         made = orjson.Fragment(
@@ -255,7 +258,11 @@ class DecisionLog:
         self._svids[principal.thumbprint] = made
         return made
 
-    def _permitted(self, permit: tuple[str, str, int]) -> orjson.Fragment:
+    def _why_of(self, verdict: Permit, revision: int) -> orjson.Fragment:
+        permit = (verdict.rule_id, verdict.policy_digest, revision)
+        known = self._permits.get(permit)
+        if known is not None:
+            return known
         if len(self._permits) >= _CACHE:
             self._permits.clear()
         rule_id, digest, revision = permit

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from meshguard.ledger.frame import HEADER, frame, records
+from meshguard.ledger.frame import HEADER, entry_of, frame, records
+from meshguard.ledger.merkle import leaf_hash
 from meshguard.ledger.notes import notes_in
 from meshguard.ledger.verify import ShardReport
 from meshguard.storage.audit import AuditReport, verify_ledger
@@ -83,11 +84,11 @@ def rewrite(path: Path, change: Callable[[list[bytes]], list[bytes]], *, hashes:
     """The segment with other entries, every checksum right."""
     data = path.read_bytes()
     _, begin = Header.parse(data)
-    entries = [data[start + HEADER : end] for start, end, _ in records(data, begin)]
-    made = [frame(item) for item in change(entries)]
-    path.write_bytes(data[:begin] + b"".join(record for record, _ in made))
+    entries = [data[start + HEADER : end] for start, end in records(data, begin)]
+    made = change(entries)
+    path.write_bytes(data[:begin] + b"".join(map(frame, made)))
     if hashes:
-        path.with_suffix(".hashes").write_bytes(b"".join(leaf for _, leaf in made))
+        path.with_suffix(".hashes").write_bytes(b"".join(map(leaf_hash, made)))
 
 
 def notes_of(directory: Path) -> list[str]:
@@ -228,6 +229,7 @@ def test_nothing_starts_on_a_ledger_that_was_cut_short(ledger: Path) -> None:
 def test_a_clients_text_cannot_forge_an_entry() -> None:
     """Whatever stands in a path: one entry stays one record, one line, one object."""
     evil = entry(1, path='/x\\u0000{\\"id\\":\\"forged\\"}\\n')
-    record, leaf = frame(evil)
-    assert [found for _, _, found in records(record, 0)] == [leaf]
+    record = frame(evil)
+    assert list(records(record, 0)) == [(0, len(record))]
+    assert entry_of(record) == evil
     assert b"\n" not in evil

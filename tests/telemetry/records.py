@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from meshguard.model.messages import NO_BODY, RequestHead
 from meshguard.model.principal import Principal
@@ -35,6 +36,7 @@ class Peer:
         "principal",
         "protocol",
         "tls_version",
+        "told",
     )
 
     def __init__(
@@ -51,6 +53,7 @@ class Peer:
         outbound: bool = False,
     ) -> None:
         self.outbound = outbound
+        self.told: tuple[Any, ...] | None = None
         self.listener = listener
         self.client_address = client_address
         self.client_port = client_port
@@ -64,7 +67,7 @@ class Peer:
 class Plan:
     """What was derived from the target."""
 
-    __slots__ = ("cluster", "host", "method", "path", "policy_revision", "route", "template")
+    __slots__ = ("cluster", "host", "method", "path", "policy_revision", "route", "template", "told")
 
     def __init__(
         self,
@@ -82,6 +85,7 @@ class Plan:
         self.host = host
         self.route = route
         self.template = template
+        self.told: tuple[Any, ...] | None = None
         self.cluster = cluster
         self.policy_revision = policy_revision
 
