@@ -14,9 +14,9 @@ from meshguard.control.operations import Operation
 from meshguard.control.settings.configuration import Configuration
 from meshguard.ledger.notes import NoteVerifier
 from meshguard.model.errors import MeshguardError
+from meshguard.storage.commit import Commit
 from meshguard.storage.gate import Gate
 from meshguard.storage.ledger import OpenLedger, open_ledger
-from meshguard.storage.commit import Commit
 from meshguard.telemetry.decision_log import DecisionLog
 from meshguard.telemetry.metrics import Registry
 

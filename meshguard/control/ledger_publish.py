@@ -8,9 +8,9 @@ from pathlib import Path
 
 from meshguard.control.settings.ledger import CheckpointConfig
 from meshguard.ledger.notes import Note, NoteError, NoteVerifier
+from meshguard.storage.commit import Commit
 from meshguard.storage.disk import Disk
 from meshguard.storage.ledger import OpenLedger
-from meshguard.storage.commit import Commit
 
 __all__ = ["publish"]
 

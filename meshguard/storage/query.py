@@ -12,6 +12,7 @@ import orjson
 from meshguard.ledger.frame import HEADER, entry_of
 from meshguard.model.errors import MeshguardError
 from meshguard.storage.index import BEGUN, EVENT, PLACE_BITS, VERDICTS, Index, serial_of, trace_number
+from meshguard.storage.packed import PackedSegment
 from meshguard.storage.shard_reader import Part, ShardReader
 
 __all__ = ["Filter", "QueryError", "entries", "summary"]
@@ -22,7 +23,7 @@ class QueryError(MeshguardError):
 
 
 _MAX_FILES = 64
-_FEW = 20_000
+_FEW = 4_000
 """Rows that are gathered and sorted rather than met on a walk through time."""
 
 
@@ -137,8 +138,8 @@ def entries(
 
 
 def _choose(index: Index, wanted: Filter, terms: list[str]) -> None:
-    """What begins with something (`/orders/**`) is many values. Where few entries have them, SQLite gathers those and sorts them; where many
-    have, it had better walk through time and meet them often: the unary plus keeps it from their index. The smaller way is counted out."""
+    """What begins with something (`/orders/**`) is many values. Where few entries have them, SQLite gathers those and sorts them; where
+    many have, it had better walk through time and meet them often: the unary plus keeps it from their index."""
     for column in ("principal", "path"):
         value = getattr(wanted, column)
         if not value.endswith("*") or value == "*":
@@ -218,17 +219,21 @@ def _name(index: Index, value: int | None) -> str:
 
 
 class _Reading:
-    """Fetches entries from where they lie; a compressed segment is opened once."""
+    """Fetches entries from where they lie; each file is opened once."""
 
     def __init__(self, index: Index) -> None:
         self._index = index
         self._parts: dict[int, tuple[ShardReader, dict[int, Part]]] = {}
-        self._unpacked: tuple[tuple[int, int], bytes] | None = None
+        self._unpacked: tuple[Path, bytes] | None = None
         self._files: dict[Path, BinaryIO] = {}
+        self._packed: dict[Path, PackedSegment | None] = {}
 
     def close(self) -> None:
-        for file in self._files.values():
-            file.close()
+        for file in (*self._files.values(), *self._packed.values()):
+            if file is not None:
+                file.close()
+        self._files.clear()
+        self._packed.clear()
 
     def entry(self, shard: int, segment: int, offset: int, length: int) -> dict[str, Any] | None:
         if shard not in self._parts:
@@ -238,22 +243,11 @@ class _Reading:
         part = parts.get(segment)
         if part is None or part.path is None:
             return None
+        if len(self._files) + len(self._packed) >= _MAX_FILES:
+            self.close()
         size = HEADER + length
         try:
-            if part.compressed:
-                if self._unpacked is None or self._unpacked[0] != (shard, segment):
-                    with reader.octets(part) as data:
-                        self._unpacked = ((shard, segment), bytes(data))
-                record = self._unpacked[1][offset : offset + size]
-            else:
-                file = self._files.get(part.path)
-                if file is None:
-                    if len(self._files) >= _MAX_FILES:
-                        self.close()
-                        self._files.clear()
-                    file = self._files[part.path] = open(part.path, "rb", buffering=0)  # noqa: SIM115  # closed by `close`
-                file.seek(offset)
-                record = file.read(size)
+            record = self._read_packed(reader, part, part.path, offset, size) if part.compressed else self._read(part.path, offset, size)
         except FileNotFoundError:  # it was compressed or has expired meanwhile
             del self._parts[shard]
             return self.entry(shard, segment, offset, length) if part.path.suffix == ".segment" and _other(part).exists() else None
@@ -262,6 +256,24 @@ class _Reading:
             raise QueryError(f"the entry at {part.path.name}, octet {offset}, is not what was written: see `meshguard audit verify`")
         made: dict[str, Any] = orjson.loads(octets)
         return made
+
+    def _read(self, path: Path, offset: int, size: int) -> bytes:
+        file = self._files.get(path)
+        if file is None:
+            file = self._files[path] = open(path, "rb", buffering=0)  # noqa: SIM115  # closed by `close`
+        file.seek(offset)
+        return file.read(size)
+
+    def _read_packed(self, reader: ShardReader, part: Part, path: Path, offset: int, size: int) -> bytes:
+        if path not in self._packed:
+            self._packed[path] = PackedSegment.open(path)
+        packed = self._packed[path]
+        if packed is not None:
+            return packed.read(offset, size)
+        if self._unpacked is None or self._unpacked[0] != path:  # packed by something else
+            with reader.octets(part) as data:
+                self._unpacked = (path, bytes(data))
+        return self._unpacked[1][offset : offset + size]
 
 
 def _other(part: Part) -> Any:
