@@ -150,13 +150,17 @@ class Process:
             await self._close()
             if ledger is not None:
                 ledger.close()
+                os.close(self._inheritance.shared.pop("ledger"))
             telemetry.close()
 
     def _open_ledger(self, configuration: Configuration, telemetry: Telemetry) -> LedgerService | None:
         if configuration.ledger is None:
             return None
         from meshguard.control.ledger import LedgerService
+        from meshguard.storage.claim import claim
 
+        if "ledger" not in self._inheritance.shared:  # the supervisor has it, or the process before this one
+            self._inheritance.shared["ledger"] = claim(Path(configuration.ledger.directory))
         number = int(os.environ.get("MESHGUARD_WORKER", "0"))
         # while one process takes over from another both have this number: the second shard is for the newer one
         shards = (number, number + _MOST_WORKERS) if self._inheritance.sockets else (number,)

@@ -224,8 +224,7 @@ class Index:
         time = _micros(value.get("time", ""))
         text = self._text
         if "event" in value:
-            why = text(value["event"])
-            return (place, time, EVENT, *((None,) * 7), why, *((None,) * 3), segment, offset, len(entry))
+            return (place, time, EVENT, *((None,) * 7), text(value["event"]), *((None,) * 3), segment, offset, len(entry))
         who, what, why, outcome = (value.get(name) or _NOTHING for name in ("who", "what", "why", "outcome"))
         name, serial = serial_of(value.get("id", ""))
         boot = text(name)

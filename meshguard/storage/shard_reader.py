@@ -144,6 +144,19 @@ class ShardReader:
             return []
         return list(notes_in(text))
 
+    def note_at(self, size: int) -> str:
+        """Its checkpoint over just `size` entries (each rotation signs one), "" where there is none."""
+        try:
+            with mapped(self.directory / CHECKPOINTS) as data:
+                place = data.find(b"\n%d\n" % size)
+                if place < 0:
+                    return ""
+                text = bytes(data[max(0, place - 4096) : place + 65536]).decode("utf-8", "replace")
+        except FileNotFoundError:
+            return ""
+        place = text.find(f"\n{size}\n")
+        return next(iter(notes_in(text[text.rfind("\n", 0, place) + 1 :])), "")
+
     def range_root(self, low: int, high: int) -> bytes:
         """MTH of the stored leaf hashes of [low, high). Raises ValueError where some are missing."""
         tree = Tree()

@@ -11,7 +11,7 @@ import pytest
 from meshguard.ledger.frame import frame
 from meshguard.ledger.merkle import leaf_hash, range_root
 from meshguard.storage.audit import verify_ledger
-from meshguard.storage.ledger import LedgerBusy
+from meshguard.storage.claim import LedgerBusy
 from meshguard.storage.segments import LedgerDamaged, listed
 from meshguard.storage.shard_reader import ShardReader
 from tests.storage.ledgers import NOW, SIGNER, FailingDisk, closed, commit, entry, opened, written

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from meshguard.control.settings.values import DocumentPath, Section, Size, url_of
 
-__all__ = ["CheckpointConfig", "LedgerConfig", "RetentionConfig", "ShipConfig"]
+__all__ = ["CheckpointConfig", "LedgerConfig", "NatsConfig", "RetentionConfig", "S3Config", "ShipConfig"]
 
 
 def _verifier(value: str) -> str:
@@ -29,6 +29,10 @@ def _key_name(value: str) -> str:
 
 def _http(value: str) -> str:
     return url_of(value, ("http", "https"), "https://witness.example/checkpoints")
+
+
+def _nats(value: str) -> str:
+    return url_of(value, ("nats", "tls"), "tls://nats.example:4222")
 
 
 class CheckpointConfig(Section):
@@ -57,10 +61,38 @@ class RetentionConfig(Section):
     total_bytes: Size | None = Field(default=None, description="Above this the oldest segments are deleted.")
 
 
-class ShipConfig(Section):
-    """Complete segments are copied to another place, each once."""
+class S3Config(Section):
+    """A bucket of S3 or of what speaks its protocol. Credentials: as of AWS SDKs (environment, web identity, container, instance)."""
 
-    directory: DocumentPath
+    bucket: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
+    prefix: str = Field(default="", pattern=r"^[A-Za-z0-9._/-]*$", max_length=512, description="Of the object names, such as meshguard/.")
+    region: str | None = Field(default=None, pattern=r"^[a-z0-9-]+$", description="Default: AWS_REGION.")
+    endpoint: Annotated[str, AfterValidator(_http)] | None = Field(default=None, description="Default: https://s3.REGION.amazonaws.com.")
+    ca: DocumentPath | None = None
+
+
+class NatsConfig(Section):
+    """A JetStream stream: entries under a checkpoint, as JSON lines, in order, each once. Needs `meshguard[nats]`."""
+
+    servers: list[Annotated[str, AfterValidator(_nats)]] = Field(min_length=1)
+    stream: str = Field(default="MESHGUARD_LEDGER", pattern=r"^[A-Za-z0-9_-]{1,64}$", description="Made when it is not there.")
+    subject: str = Field(default="meshguard.ledger", pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$", description="Start of the subjects.")
+    credentials: DocumentPath | None = Field(default=None, description="A .creds file.")
+    ca: DocumentPath | None = None
+
+
+class ShipConfig(Section):
+    """The ledger's copy in other places. What was not shipped to all of them does not expire."""
+
+    directory: DocumentPath | None = Field(default=None, description="Complete segments are copied here.")
+    s3: S3Config | None = None
+    nats: NatsConfig | None = None
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> ShipConfig:
+        if self.directory is None and self.s3 is None and self.nats is None:
+            raise ValueError("directory, s3 or nats, or leave the section out")
+        return self
 
 
 class LedgerConfig(Section):

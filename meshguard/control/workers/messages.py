@@ -98,6 +98,7 @@ class Loaded(Message):
     restart_s: float
     rules: int
     token_file: str
+    ledger: str  # its directory, "" for none
     refused: str  # why the newest bundle is not what was loaded
 
 

@@ -17,6 +17,7 @@ import os
 import signal
 import socket
 import subprocess
+from pathlib import Path
 from random import uniform
 from time import time
 
@@ -126,6 +127,10 @@ class Supervisor:
             if not isinstance(answer, Loaded):
                 raise MeshguardError(answer.error if isinstance(answer, Refused) else "the documents could not be loaded")
             self._in_force(answer)
+            if answer.ledger and "ledger" not in self._shared:  # or it was handed over with the rest
+                from meshguard.storage.claim import claim
+
+                self._shared["ledger"] = claim(Path(answer.ledger))
             self._doors.keep(answer.listeners.values())
             self._doors.open(answer.listeners.values())
             await self._start_slot(self._slots[0])

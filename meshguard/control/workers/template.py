@@ -164,6 +164,7 @@ class _Template:
             configuration.restart_s,
             inputs.policy.rule_count,
             str(configuration.admin.token_file or ""),
+            str(configuration.ledger.directory) if configuration.ledger is not None else "",
             self._bundles.refused if self._bundles is not None else "",
         )
 

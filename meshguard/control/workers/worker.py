@@ -153,6 +153,9 @@ class Worker(Process):
     def _orphaned(self) -> None:
         if not self._stop.is_set():
             log.error("the supervisor is gone: this worker drains")
+            ledger = self._inheritance.shared.pop("ledger", -1)
+            if ledger >= 0:
+                os.close(ledger)  # so that another supervisor can begin meanwhile; our shard's own lock stays
             self._stop.set()
 
     async def _watch_when_told(self) -> None:
