@@ -30,6 +30,7 @@ def add(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--checkpoint", metavar="FILE", action="append", default=[], help="a checkpoint that was kept elsewhere; repeatable"
     )
+    parser.add_argument("--all-keys", action="store_true", help="each checkpoint has to be signed by every key, not by one of them")
     parser.add_argument("--json", action="store_true", help="a JSON document instead of text")
     parser.set_defaults(run=verify)
     parser = subparsers.add_parser("prove", help="an inclusion proof of one entry, as JSON")
@@ -46,6 +47,7 @@ def add(subparsers: Subparsers) -> None:
     parser.add_argument("file", metavar="FILE")
     parser.add_argument("--name", metavar="NAME", help="as in ledger.checkpoints.name")
     parser.add_argument("--trust-domain", default="localhost", help="for the default name")
+    parser.add_argument("--post-quantum", action="store_true", help="ML-DSA-44, for checkpoints.post_quantum_key")
     parser.add_argument("--show", action="store_true", help="only print the public part of an existing key")
     parser.set_defaults(run=key)
 
@@ -80,7 +82,7 @@ def verify(options: argparse.Namespace) -> int:
     known = verifiers(options.key, directory)
     held = [(name, Path(name).read_text("utf-8")) for name in options.checkpoint]
     started = time.perf_counter()
-    report = verify_ledger(directory, known, held)
+    report = verify_ledger(directory, known, held, every=options.all_keys)
     took_s = time.perf_counter() - started
     if not report.shards:
         raise MeshguardError(f"{directory}: no shard of a ledger is here")
@@ -205,7 +207,7 @@ def key(options: argparse.Namespace) -> int:
 
     path = Path(options.file)
     try:
-        made = read_key(path) if options.show else make_key(path)
+        made = read_key(path) if options.show else make_key(path, quantum=options.post_quantum)
     except FileExistsError as exc:
         raise MeshguardError(f"{path}: exists already; --show prints its public part") from exc
     print(NoteSigner(options.name or default_name(options.trust_domain, made), made).verifier.render())

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
-from meshguard.control.ledger_shipping import Marks, carriers_of, carry
+from meshguard.control.ledger_shipping import Carrier, Marks, carriers_of, carry
 from meshguard.control.settings.ledger import LedgerConfig
 from meshguard.storage.gate import Gate
 from meshguard.storage.retention import Doomed, Retention, compress, delete, doomed, ship
@@ -30,12 +31,16 @@ async def keep_ledger(config: LedgerConfig, gate: Gate, name: str, number: int, 
     async with asyncio.TaskGroup() as group:
         for carrier in carriers:
             group.create_task(carry(carrier, reader, marks, lambda: _signed(gate)))
-        group.create_task(_keep(config, gate, reader, name, look_s, lambda: min((marks.get(each.place) for each in carriers), default=None)))
+        shipped = partial(_shipped_by_all, carriers, marks)
+        group.create_task(_keep(config, gate, reader, name, look_s, shipped))
 
 
-async def _keep(
-    config: LedgerConfig, gate: Gate, reader: ShardReader, name: str, look_s: float, shipped: Callable[[], int | None]
-) -> None:
+def _shipped_by_all(carriers: Sequence[Carrier], marks: Marks) -> int | None:
+    """None: nothing is shipped over the network."""
+    return min((marks.get(carrier.place) for carrier in carriers), default=None)
+
+
+async def _keep(config: LedgerConfig, gate: Gate, reader: ShardReader, name: str, look_s: float, shipped: Callable[[], int | None]) -> None:
     retention = Retention(
         compress=config.retention.compress == "gzip",
         days=config.retention.days,

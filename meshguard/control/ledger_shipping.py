@@ -1,8 +1,8 @@
 """Ships a shard to places that are reached over the network, and remembers how far each of them has it.
 
-A carrier ships what is under a checkpoint, in order. The mark of each (the index up to which everything is there) lies in the file `shipped`
-beside the segments, written after the place has confirmed; what was confirmed and not marked when the process ended is recognised by the
-carrier at the place itself, so nothing comes twice.
+A carrier ships what is under a checkpoint, in order. The mark of each (the index up to which everything is there) lies in the file
+`shipped` beside the segments, written after the place has confirmed; what was confirmed and not marked when the process ended is recognised
+by the carrier at the place itself, so nothing comes twice.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class Carrier(Protocol):
     look_s: float
 
     async def ship(self, reader: ShardReader, mark: int, signed: int, done: Callable[[int], None]) -> None:
-        """Ships what lies between `mark` and `signed`; `done(index)` after each step that the place has confirmed. Raises ShippingFailed."""
+        """Ships what lies between `mark` and `signed`; `done(index)` after each step that the place has confirmed. Raises
+        ShippingFailed."""
 
     async def close(self) -> None: ...
 

@@ -82,7 +82,7 @@ class Commit:
             disk.sync_directory(str(self._directory))
             disk.close(self.closes)
         if self.checkpoint is not None:
-            self.note = self._signer.sign(self.checkpoint.render()).render()
+            self.note = self._signer.sign(self.checkpoint.render(), self._now).render()
             self._append(str(self._directory / CHECKPOINTS), self.note.encode(), sync=True)
         if self.prepare:
             try:

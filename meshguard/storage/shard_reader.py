@@ -16,6 +16,7 @@ from pathlib import Path
 from meshguard.ledger.frame import HEADER, Damage, leaves_in, records, resumes_at
 from meshguard.ledger.merkle import Tree
 from meshguard.ledger.notes import notes_in
+from meshguard.ledger.proofs import consistency_proof
 from meshguard.ledger.verify import DAMAGED
 from meshguard.storage.recovery import CHECKPOINTS
 from meshguard.storage.segments import Header, mapped
@@ -156,6 +157,37 @@ class ShardReader:
             return ""
         place = text.find(f"\n{size}\n")
         return next(iter(notes_in(text[text.rfind("\n", 0, place) + 1 :])), "")
+
+    def tree_at(self, size: int) -> Tree:
+        """The tree of the first `size` entries, from the frontier in a segment's header and the hashes behind it. Raises ValueError where
+        some are missing, OSError."""
+        parts = [part for part in self.parts() if part.first < size]
+        known = max((place for place, part in enumerate(parts) if part.path is not None), default=None)
+        tree = Tree()
+        if known is not None:
+            with self.octets(parts[known]) as data:
+                tree = Header.parse(data[: 1 << 17])[0].tree()
+            parts = parts[known:]
+        for part in parts:
+            leaves = self.stored(part)[: (size if part.end is None else min(size, part.end)) - part.first]
+            tree.extend(leaves)
+        if tree.size != size:
+            raise ValueError(f"hashes of the first {size} entries are missing")
+        return tree
+
+    def consistency(self, old: Tree, size: int) -> list[bytes]:
+        """PROOF that the tree of `size` entries continues `old`: its left nodes are in the frontier of `old`, so only hashes from there
+        on are read. Raises ValueError, OSError."""
+        known: dict[tuple[int, int], bytes] = {}
+        low = 0
+        for node, bit in zip(old.frontier, (bit for bit in range(62, -1, -1) if old.size >> bit & 1), strict=True):
+            known[low, low + (1 << bit)] = node
+            low += 1 << bit
+
+        def root_of(low: int, high: int) -> bytes:
+            return known.get((low, high)) or self.range_root(low, high)
+
+        return consistency_proof(old.size, size, root_of)
 
     def range_root(self, low: int, high: int) -> bytes:
         """MTH of the stored leaf hashes of [low, high). Raises ValueError where some are missing."""

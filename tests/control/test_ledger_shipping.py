@@ -57,12 +57,13 @@ class Bucket:
         finally:
             connection.close()
 
-    def names(self) -> list[str]:
-        return sorted(re.findall(r"<Key>([^<]+)</Key>", self.call("GET", "/archive?list-type=2")[1].decode()))
+    def names(self, prefix: str) -> list[str]:
+        listed = self.call("GET", f"/archive?list-type=2&prefix={prefix}")[1].decode()
+        return sorted(re.findall(r"<Key>([^<]+)</Key>", listed))
 
-    def fetch(self, target: Path) -> None:
+    def fetch(self, prefix: str, target: Path) -> None:
         """All objects, as a ledger's directory has them."""
-        for name in self.names():
+        for name in self.names(prefix):
             path = target / "/".join(name.split("/")[-2:])
             path.parent.mkdir(parents=True, exist_ok=True)
             status, data = self.call("GET", f"/archive/{name}")
@@ -124,16 +125,12 @@ def test_s3_has_every_complete_segment_once_and_it_verifies(
     compress(reader, 200)
     ends = [part.end for part in reader.parts() if part.end is not None]
     assert shipped(carrier, reader, 0) == ends
-    mine = [name for name in bucket.names() if name.startswith(tmp_path.name)]
+    mine = bucket.names(tmp_path.name)
     assert len(mine) == 3 * len(ends)
     assert shipped(carrier, reader, 0) == ends  # the mark was lost: everything is recognised
-    assert [name for name in bucket.names() if name.startswith(tmp_path.name)] == mine
+    assert bucket.names(tmp_path.name) == mine
     assert shipped(carrier, reader, ends[-1] or 0) == []
-    bucket.fetch(tmp_path / "fetched")
-    place = tmp_path / "fetched" / "shard-0"
-    for other in bucket.names():
-        if not other.startswith(tmp_path.name):
-            (place / other.rpartition("/")[2]).unlink(missing_ok=True)
+    bucket.fetch(tmp_path.name, tmp_path / "fetched")
     report = verify_ledger(tmp_path / "fetched", [SIGNER.verifier])
     assert report.good, report
     assert report.shards[0].size == report.shards[0].signed == ends[-1]
@@ -189,7 +186,7 @@ def test_s3_goes_on_with_an_upload_that_was_interrupted(
 
 @needs_moto
 def test_s3_that_is_away_or_refuses_is_said(carrier: S3Carrier, bucket: Bucket, reader: ShardReader) -> None:
-    with pytest.raises(ShippingFailed, match="no answer|refused|Connect call failed"):
+    with pytest.raises(ShippingFailed, match=r"no answer|refused|Connect call failed"):
         shipped(S3Carrier(S3Config(bucket="archive", region="us-east-1", endpoint="http://127.0.0.1:1"), NAME, 0), reader, 0)
     absent = S3Carrier(S3Config(bucket="absent", region="us-east-1", endpoint=f"http://127.0.0.1:{bucket.port}"), NAME, 0)
     with pytest.raises(ShippingFailed, match="NoSuchBucket"):

@@ -41,6 +41,9 @@ class CheckpointConfig(Section):
     key: DocumentPath | None = Field(
         default=None, description="Ed25519 key (PEM), made by `meshguard audit key FILE`. Profile development makes one in the directory."
     )
+    post_quantum_key: DocumentPath | None = Field(
+        default=None, description="ML-DSA-44 key, made by `meshguard audit key FILE --post-quantum`: a second signature, of 3.3 KB."
+    )
     name: Annotated[str, AfterValidator(_key_name)] | None = Field(
         default=None, min_length=1, max_length=128, description="Name of the key and start of the origin; default: trust domain and key."
     )
@@ -49,6 +52,9 @@ class CheckpointConfig(Section):
     publish_file: DocumentPath | None = Field(default=None, description="The newest checkpoint is also written to FILE.shard-N.")
     publish_url: Annotated[str, AfterValidator(_http)] | None = Field(
         default=None, description="The newest checkpoint is posted here; signatures in the answer (a witness's) are kept with it."
+    )
+    witness_urls: list[Annotated[str, AfterValidator(_http)]] = Field(
+        default=[], max_length=8, description="Witnesses that are asked to cosign each (C2SP tlog-witness; their submission prefixes)."
     )
     witnesses: list[Annotated[str, AfterValidator(_verifier)]] = Field(default=[], description="Verifier keys of witnesses.")
 
