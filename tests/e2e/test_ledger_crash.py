@@ -68,6 +68,7 @@ class Load:
             thread.join(10)
 
 
+@pytest.mark.timeout(120 + 30 * KILLS)
 @pytest.mark.parametrize("durability", ["batch", "request"])
 def test_what_was_answered_is_on_record_once(tmp_path: Path, durability: str) -> None:
     mesh = Mesh(tmp_path)

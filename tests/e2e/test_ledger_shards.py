@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
 from pathlib import Path
@@ -139,17 +140,31 @@ def test_a_new_supervisor_begins_while_workers_of_a_killed_one_drain(mesh: Mesh,
 
 
 def test_the_supervisors_admin_port_answers_questions(mesh: Mesh, tmp_path: Path) -> None:
-    with started(mesh, tmp_path, workers=2, ledger={"directory": "ledger"}) as proxy:
+    proxy = started(mesh, tmp_path, start=False, workers=2, ledger={"directory": "ledger"})
+    proxy.config["admin"]["token_file"] = "admin.token"
+    proxy.write_config()
+    with proxy.start():
+
+        def ask(path: str) -> tuple[int, bytes]:
+            token = (tmp_path / "admin.token").read_text().strip()
+            connection = http.client.HTTPConnection("127.0.0.1", proxy.admin_port, timeout=20)
+            try:
+                connection.request("GET", path, headers={"Authorization": f"Bearer {token}"})
+                answer = connection.getresponse()
+                return answer.status, answer.read()
+            finally:
+                connection.close()
+
         for number in range(10):
             with RawClient(proxy.address("plain")) as client:
                 assert client.request(get(f"/a/{number}")).status == 200
-        status, body = proxy.admin("/ledger/query?path=/a/**&limit=6")
+        status, body = ask("/ledger/query?path=/a/**&limit=6")
         first = orjson.loads(body)
         assert status == 200
-        second = orjson.loads(proxy.admin(f"/ledger/query?path=/a/**&limit=6&cursor={first['cursor']}")[1])
+        second = orjson.loads(ask(f"/ledger/query?path=/a/**&limit=6&cursor={first['cursor']}")[1])
         told = [entry["what"]["path"] for entry in first["entries"] + second["entries"]]
         assert sorted(told) == [f"/a/{number}" for number in range(10)]
-        assert orjson.loads(proxy.admin("/ledger/stats")[1])["total"] == 10
+        assert orjson.loads(ask("/ledger/stats")[1])["total"] == 10
 
 
 def test_a_rolling_restart_loses_nothing(mesh: Mesh, tmp_path: Path) -> None:
