@@ -1,7 +1,7 @@
 """A disk that fails in any way at any moment, and clocks that jump: what was let through is on record, once; what is not is counted.
 
-The story of a seed is random: requests come one by one or many in a turn, with and without a connection, operations of the disk begin to fail
-with one error or another and heal again, the wall clock jumps by hours.
+The story of a seed is random: requests come one by one or many in a turn, with and without a connection, operations of the disk begin to
+fail with one error or another and heal again, the wall clock jumps by hours.
 """
 
 from __future__ import annotations
