@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any, TextIO
 
 from meshguard.model.errors import MeshguardError
@@ -18,6 +19,8 @@ COLUMNS = (
     *("time", "verdict", "status", "method", "path", "principal", "rule", "reason", "near_miss", "duration_us", "upstream", "listener"),
     *("route", "host", "protocol", "address", "trace_id", "policy_digest", "id", "ledger", "event"),
 )
+_ROWS = 20_000
+"""Of a row group in Parquet: what is in memory at once."""
 _SHOWN = (("time", 23), ("verdict", 7), ("status", 6), ("method", 7), ("path", 34), ("principal", 34), ("why", 30), ("ms", 8), ("id", 18))
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -112,10 +115,12 @@ def write_parquet(entries: Iterable[Mapping[str, Any]], path: str) -> None:
         from pyarrow import parquet
     except ImportError as exc:
         raise MeshguardError("Parquet needs pyarrow: pip install 'meshguard[parquet]'") from exc
-    rows = [flat(entry) for entry in entries]
     numbers = {"status": pyarrow.int32(), "duration_us": pyarrow.int64()}
     schema = pyarrow.schema([(name, numbers.get(name, pyarrow.string())) for name in COLUMNS])
-    parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), path, compression="zstd")
+    rest = iter(entries)
+    with parquet.ParquetWriter(path, schema, compression="zstd") as file:
+        while rows := [flat(entry) for entry in islice(rest, _ROWS)]:
+            file.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
 
 
 def spark(values: Sequence[int]) -> str:
