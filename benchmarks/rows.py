@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from benchmarks import load
 from benchmarks.candidates import Candidate
+from benchmarks.ledger_alone import ledger_alone
 from benchmarks.load import Sample
 
 __all__ = ["ROWS", "Contestant", "Row", "contestants", "play"]
@@ -72,6 +73,10 @@ ROWS: tuple[Row, ...] = (
     Row(
         "ledger", "h1-mtls", _CPU, "cpu_us", load.closed_loop,
         (_SELF, Contestant("meshguard-ledger"), Contestant("meshguard-ledger-request")), peers=False,
+    ),
+    Row(
+        "ledger-alone", "h1-mtls", "append against plain JSON lines", "append_ratio", ledger_alone, (_SELF,), peers=False, fresh=True,
+        most_rounds=1, settings={"entries": 1_000_000},
     ),
     Row("workers", "h1-mtls", _CPU, "cpu_us", load.closed_loop, (_SELF, Contestant("meshguard-two-workers")), peers=False),
     Row(

@@ -72,4 +72,10 @@ TARGETS: tuple[Target, ...] = (
     Target("decision log to a file, added", "decision-log", "cpu_us", "us", "meshguard-no-log", kind="added"),
     Target("ledger, durability batch, added", "ledger", "main_us", "us", "meshguard", 6, 3, "meshguard-ledger", "added"),
     Target("ledger, durability request, added", "ledger", "main_us", "us", "meshguard", ours="meshguard-ledger-request", kind="added"),
+    Target("ledger: append against plain JSON lines", "ledger-alone", "append_ratio", "times", "", 2.5, 2.0, kind="absolute"),
+    Target("ledger: verify, an entry (200 000 a second)", "ledger-alone", "verify_us", "CPU us", "", 5, 2.5, kind="absolute"),
+    Target("ledger: slowest indexed question of 1 million", "ledger-alone", "query_ms", "ms", "", 50, 20, kind="absolute"),
+    Target("ledger: the same, compressed segments", "ledger-alone", "packed_ms", "ms", "", 50, 20, kind="absolute"),
+    Target("ledger: a question against SQLite alone", "ledger-alone", "query_ratio", "times", "", kind="absolute"),
+    Target("ledger: index behind at 2000 entries a second", "ledger-alone", "lag_ms", "ms", "", kind="absolute"),
 )

@@ -199,7 +199,7 @@ def asked(index: Index, count: int) -> dict[str, float]:
     return found
 
 
-def lag(directory: Path, rate: int = 2000, seconds: float = 6.0) -> dict[str, float]:
+def lag(directory: Path, seconds: float, rate: int = 2000) -> dict[str, float]:
     """How old the newest entry that a question finds is, when the index is brought up to date by another process under load."""
     signer = NoteSigner("bench/ledger", Ed25519PrivateKey.from_private_bytes(b"b" * 32))
     opened = open_ledger(directory, (0,), signer, (), segment_bytes=64 << 20, now=1)
@@ -258,7 +258,7 @@ def _alone(database: sqlite3.Connection, wanted: Filter) -> float:
     return time.perf_counter() - start
 
 
-def measure(directory: Path, count: int, indexed: int) -> dict[str, float]:
+def measure(directory: Path, count: int, indexed: int, lag_s: float = 6.0) -> dict[str, float]:
     unit = min(_unit() for _ in range(20))
     figures = append_costs(directory, min(count, 20_000))
     plain, ours = figures["plain JSON lines: record to JSON, write(2)"], figures["ledger: record to JSON, hash, write(2), tree, commits"]
@@ -282,7 +282,7 @@ def measure(directory: Path, count: int, indexed: int) -> dict[str, float]:
     compress(ShardReader(0, place / "shard-0"), indexed)
     with Index(place) as index:
         figures |= {f"{name}, of compressed segments": value for name, value in asked(index, indexed).items() if "alone" not in name}
-    return figures | lag(directory / "lag")
+    return figures | lag(directory / "lag", lag_s)
 
 
 def _unit() -> float:

@@ -1,0 +1,16 @@
+"""The ledger's own row: the figures of a small run have what the targets ask for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.ledger_alone import sample_of
+from benchmarks.micro.ledger import measure
+from benchmarks.targets import TARGETS
+
+
+def test_a_small_run_has_every_figure_that_has_a_target(tmp_path: Path) -> None:
+    sample = sample_of(measure(tmp_path, 1000, 3000, lag_s=0.5))
+    wanted = {target.metric for target in TARGETS if target.row == "ledger-alone"}
+    assert wanted <= sample.keys()
+    assert all(value > 0 for value in sample.values())
