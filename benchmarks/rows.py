@@ -75,8 +75,9 @@ ROWS: tuple[Row, ...] = (
         (_SELF, Contestant("meshguard-ledger"), Contestant("meshguard-ledger-request")), peers=False,
     ),
     Row(
-        "ledger-alone", "h1-mtls", "append against plain JSON lines", "append_ratio", ledger_alone, (_SELF,), peers=False, fresh=True,
-        most_rounds=1, settings={"entries": 1_000_000},
+        "ledger-alone", "h1-mtls", "CPU us/entry appended", "append_us", ledger_alone,
+        (_SELF, Contestant("meshguard", "plain", (("plain", True),))), peers=False, fresh=True, most_rounds=1,
+        settings={"entries": 1_000_000},
     ),
     Row("workers", "h1-mtls", _CPU, "cpu_us", load.closed_loop, (_SELF, Contestant("meshguard-two-workers")), peers=False),
     Row(
