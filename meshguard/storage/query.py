@@ -157,6 +157,10 @@ def _choose(index: Index, wanted: Filter, terms: list[str]) -> None:
                 values = [*values, moment]
         statement = f"SELECT COUNT(*) FROM (SELECT 1 FROM entries WHERE {term} LIMIT {_FEW})"  # noqa: S608  # likewise
         (count,) = next(index.iterate(statement, values))
+        if _SOME_TEXTS <= count < _FEW:
+            texts = f"SELECT COUNT(*) FROM (SELECT 1 FROM texts WHERE {some} LIMIT {_FEW})"  # noqa: S608  # likewise
+            (known,) = next(index.iterate(texts, _beginning(value)[1]))
+            count = count * known // _SOME_TEXTS
         if count >= _FEW:
             place = terms.index(_text_term(column, value)[0])
             terms[place] = f"EXISTS (SELECT 1 FROM texts WHERE id=entries.{column} AND {some})"  # noqa: S608  # likewise
