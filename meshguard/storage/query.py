@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from heapq import merge
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +24,8 @@ class QueryError(MeshguardError):
 
 
 _MAX_FILES = 64
+_MERGED = 200
+"""Texts whose entries are merged."""
 _SOME_TEXTS = 500
 _FEW = 2_000
 """Rows that are gathered and sorted rather than met on a walk through time."""
@@ -119,8 +122,10 @@ def entries(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """(cursor to go on behind it, entry) of at most `limit` entries, newest first (`oldest`: oldest first). `test` is applied to what the
     filter lets through. Raises QueryError."""
-    terms, values = wanted.conditions()
-    _choose(index, wanted, terms)
+    column, texts = _merged(index, wanted)
+    rest = replace(wanted, **{column: ""}) if column else wanted
+    terms, values = rest.conditions()
+    _choose(index, rest, terms)
     sign, order = (">", "ASC") if oldest else ("<", "DESC")
     if cursor:
         try:
@@ -129,17 +134,37 @@ def entries(
             raise QueryError("no such cursor") from exc
         terms += [f"(time, place) {sign} (?,?)", "time<=?" if not oldest else "time>=?"]
         values += [moment, shard << PLACE_BITS | number, moment]
-    statement = (
-        f"SELECT time, place, kind, segment, offset, length FROM entries WHERE {' AND '.join(terms)} "  # noqa: S608  # made of constants; values are bound
-        f"ORDER BY time {order}, place {order}"
-    )
-    if test is None:
-        statement += f" LIMIT {int(limit)}"
+    found = []
+    for term in [f"{column}={text} AND {column} IS NOT NULL" for text in texts] if column else ["1"]:
+        statement = (
+            f"SELECT time, place, kind, segment, offset, length FROM entries WHERE {' AND '.join((term, *terms))} "  # noqa: S608  # made of constants and ids; values are bound
+            f"ORDER BY time {order}, place {order}"
+        )
+        found.append(index.iterate(f"{statement} LIMIT {int(limit)}" if test is None else statement, values))
+    rows = found[0] if len(found) == 1 else merge(*found, key=_moment, reverse=not oldest)
     reading = _Reading(index)
     try:
-        yield from _found(reading, index.iterate(statement, values), limit, test, wanted.trace.lower())
+        yield from _found(reading, rows, limit, test, wanted.trace.lower())
     finally:
         reading.close()
+
+
+def _moment(row: tuple[Any, ...]) -> tuple[int, int]:
+    return row[0], row[1]
+
+
+def _merged(index: Index, wanted: Filter) -> tuple[str, list[int]]:
+    """The column whose beginning stands for few texts, the fewer the better, and their ids: each has its entries in order of time, so the
+    answers to one question a text are merged. "" where there is none."""
+    best: tuple[str, list[int]] = ("", [])
+    for column in ("principal", "path"):
+        value = getattr(wanted, column)
+        if value.endswith("*") and value != "*":
+            some, values = _beginning(value)
+            ids = [row[0] for row in index.iterate(f"SELECT id FROM texts WHERE {some} LIMIT {_MERGED + 1}", values)]  # noqa: S608  # likewise
+            if len(ids) <= _MERGED and (not best[0] or len(ids) < len(best[1])):
+                best = (column, ids)
+    return best
 
 
 def _choose(index: Index, wanted: Filter, terms: list[str]) -> None:

@@ -101,12 +101,13 @@ FILTERS = {
 }
 
 
-@pytest.mark.parametrize("few", [1, 50, 100_000], ids=["walks", "either", "gathers"])
+@pytest.mark.parametrize(("few", "merged"), [(1, 0), (50, 0), (100_000, 0), (50, 200)], ids=["walks", "either", "gathers", "merges"])
 @pytest.mark.parametrize("name", FILTERS)
 def test_a_filter_finds_what_a_scan_finds(
-    index: Index, made: tuple[Path, list[dict[str, Any]]], name: str, few: int, monkeypatch: pytest.MonkeyPatch
+    index: Index, made: tuple[Path, list[dict[str, Any]]], name: str, few: int, merged: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(query_module, "_FEW", few)
+    monkeypatch.setattr(query_module, "_MERGED", merged)
     wanted, test = FILTERS[name]
     if test is None:
 
