@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, TextIO
 
 from meshguard.model.errors import MeshguardError
@@ -26,6 +27,13 @@ def plain(text: object) -> str:
     """The text with what a terminal could take for a command spelled out."""
     shown = str(text)
     return shown if shown.isprintable() else "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in shown)
+
+
+def _told(key: str, value: object) -> object:
+    """A value of an event as people read it: moments as such, lists with commas."""
+    if key in ("since", "until", "expires", "not_after") and isinstance(value, int):
+        return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if value else "-"
+    return " ".join(map(str, value)) if isinstance(value, list) else value
 
 
 def flat(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,7 +79,7 @@ class Table:
             self._headed = True
             self._line({name: name for name, _ in _SHOWN})
         if "event" in entry:
-            data = ", ".join(f"{key}={value}" for key, value in entry["data"].items())
+            data = ", ".join(f"{key}={_told(key, value)}" for key, value in entry["data"].items() if value not in ("", None))
             self._out.write(f"{entry['time'][:23]} {plain(entry['event'])}  {plain(data)}\n")
             return
         row = flat(entry)

@@ -41,6 +41,7 @@ def run(options: argparse.Namespace) -> int:
     import orjson
 
     from meshguard.cli.audit_replay import load_policies, replay_entry
+    from meshguard.cli.containment import containment
     from meshguard.storage.index import Index
     from meshguard.storage.query import Filter, entries
 
@@ -50,6 +51,7 @@ def run(options: argparse.Namespace) -> int:
     with Index(place_of(options)) as index:
         index.update()
         found = [entry for _, entry in entries(index, Filter(trace=name) if traced else Filter(id=name), limit=100)]
+        contained = {entry["id"]: list(containment(index, entry)) for entry in found if not options.json}
     if not found:
         raise MeshguardError(f"no decision has the {'trace' if traced else 'id'} {name}")
     for number, entry in enumerate(reversed(found)):
@@ -61,6 +63,8 @@ def run(options: argparse.Namespace) -> int:
         if number:
             print()
         print("\n".join(_words(entry)))
+        for line in contained.get(entry["id"], ()):
+            print(line)
         if policy is not None:
             print(f"\nunder the policy {policy.digest[:19]}…:")
             if replayed is None:

@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from meshguard.net.cluster.cluster import Cluster
     from meshguard.net.cluster.settings import ClusterSettings
     from meshguard.net.destinations import Destination
+    from meshguard.pipeline.candidate import Outlook
     from meshguard.pipeline.delegation import TokenReader, TokenWriter
     from meshguard.pipeline.rate_limits import Limits
     from meshguard.pipeline.snapshot import ListenerView, Snapshot
     from meshguard.policy.decision import Binding, Conditional
+    from meshguard.telemetry.controls import Citations
     from meshguard.validation.contract import Check
 
 __all__ = ["Plan", "Table"]
@@ -45,10 +47,12 @@ class Plan:
         "answer",
         "attempts",
         "body_bytes",
+        "candidate",
         "cluster",
         "cluster_object",
         "conditions",
         "contract",
+        "controls",
         "destination",
         "fields",
         "host",
@@ -103,6 +107,8 @@ class Plan:
         self.variants: tuple[Plan, ...] = ()
         self.conditions: Route | None = None
         self.contract: Check | None = None  # what the request is validated by
+        self.controls: Citations | None = None
+        self.candidate: Outlook | None = None
         self.reports_place = False
         self.token_reader: TokenReader | None = None
         self.token_writer: TokenWriter | None = None
@@ -126,13 +132,18 @@ class Plan:
 class Table:
     """The plans of one identity on one listener under one snapshot."""
 
-    __slots__ = ("binding", "plans", "principal", "snapshot", "view")
+    __slots__ = ("binding", "plans", "principal", "shadow", "snapshot", "view")
 
     def __init__(self, snapshot: Snapshot, view: ListenerView, principal: Principal | None) -> None:
         self.snapshot = snapshot
         self.view = view
         self.principal = principal
         self.binding: Binding = snapshot.policy.bind(principal)
+        self.shadow: Binding | None = None  # of the candidate policy
+        if snapshot.shadow is not None:
+            from meshguard.pipeline.candidate import bound
+
+            self.shadow = bound(snapshot.shadow, principal)
         self.plans: dict[tuple[bytes, bytes, bytes], Plan] = {}
 
     def make(self, method: bytes, authority: bytes, target: bytes, local_port: int) -> Plan:
@@ -153,6 +164,11 @@ class Table:
         plan = Plan(method, host, target, snapshot.revision)
         plan.port = int(sent_authority[len(host) + 1 :] or 0)
         plan.outlook = self.binding.outlook(method, target.path, target.readings, host, local_port)
+        plan.controls = snapshot.controls
+        if self.shadow is not None:
+            from meshguard.pipeline.candidate import outlook_of
+
+            plan.candidate = outlook_of(self.shadow, plan, local_port)
         plan.rate_limits = self.view.limiter.of("") if self.view.limiter is not None else None
         plan.body_bytes = self.view.limits.body_bytes
         plan.token_reader = self.view.token_reader
@@ -183,7 +199,7 @@ class Table:
     def _variant(self, base: Plan, route: Route, template: str) -> Plan:
         plan = Plan(base.method, base.host, Target(base.path, base.query, base.readings), base.policy_revision)
         plan.outlook, plan.fields, plan.line = base.outlook, base.fields, base.line
-        plan.token_reader = base.token_reader
+        plan.token_reader, plan.controls, plan.candidate = base.token_reader, base.controls, base.candidate
         plan.conditions, plan.port, plan.body_bytes = route, base.port, self.view.limits.body_bytes
         self._follow(plan, route, template)
         return plan

@@ -19,6 +19,7 @@ from meshguard.net.cluster.endpoint import Endpoint
 
 if TYPE_CHECKING:
     from meshguard.identity.decision_token import Delegation
+    from meshguard.model.verdicts import CandidateResult
     from meshguard.net.cluster.cluster import Cluster
     from meshguard.net.stream import Downstream, Upstream
     from meshguard.pipeline.inspection import Inspection
@@ -52,6 +53,7 @@ class ExchangeState(Call):
         "aborted",
         "answered",
         "block",
+        "candidate",  # set only where a candidate policy is asked, and read only there
         "client",
         "client_span_id",
         "deadline",
@@ -142,6 +144,8 @@ class ExchangeState(Call):
         self.delegation: Delegation | None = None  # who called whom on the way here, where a token says so
         self.websocket: WebSocket | None = None  # what was asked for, and what became of it
         self.issuer = ""
+
+    candidate: CandidateResult
 
     @property
     def client_address(self) -> str:

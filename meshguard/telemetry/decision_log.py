@@ -12,6 +12,9 @@ Schema `meshguard.decision/1` (keys marked ? are left out when there is nothing 
     outcome                 status (0: none was sent), upstream?, attempts (how often one was tried), duration_us,
                             upstream_us? (until its response head), aborted?, websocket? {close (code), by}
     fields?                 [{operation, field, keyset?, version?, count}]: what was done to protected fields, never their values
+    candidate?              {effect (would_allow, would_deny, error), rule?, reason?, nearest?, policy_digest?}: what a candidate policy
+                            beside the live one would have decided otherwise
+    controls?               {satisfied?, violated?}: ids of the controls of configured packs that this request was judged by
     trace_id?, span_id?, sampled?
 and, where records were lost, a line {schema, gap: N, since, time} in their place.
 
@@ -24,17 +27,20 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
 
 from meshguard.model.principal import Principal
 from meshguard.model.reasons import Reason
 from meshguard.model.record import RequestRecord
-from meshguard.model.verdicts import Denial, Permit
+from meshguard.model.verdicts import CandidateResult, Denial, Permit
 from meshguard.telemetry.metrics import Registry
 from meshguard.telemetry.outcome import grpc_status, verdict_name
 from meshguard.telemetry.span_ids import SpanIds
+
+if TYPE_CHECKING:
+    from meshguard.telemetry.controls import Citations
 
 __all__ = ["MAX_DETAIL", "MAX_HOST", "MAX_METHOD", "MAX_PATH", "MAX_SUBJECT", "SCHEMA", "DecisionLog", "DecisionSink", "gap_line"]
 
@@ -75,6 +81,7 @@ class DecisionLog:
 
     def __init__(self, sink: DecisionSink, registry: Registry, spans: SpanIds | None = None, *, fed: bool = False) -> None:
         self._fed = fed
+        self.controls: Citations | None = None  # for requests that were refused before there was a plan
         self._sink = sink
         self._spans = spans
         self._lines: list[bytes] = []
@@ -172,6 +179,8 @@ class DecisionLog:
                 "response_bytes": record.response_bytes,
             }
             revision = plan.policy_revision
+            controls = plan.controls
+            candidate = None if plan.candidate is None else getattr(record, "candidate", None)
         else:
             method, host, path = _as_sent(record)
             what = {
@@ -188,6 +197,7 @@ class DecisionLog:
                 "response_bytes": record.response_bytes,
             }
             revision = 0
+            controls, candidate = self.controls, None
         if peer.outbound:
             what["direction"] = "outbound"
         if head is not None:
@@ -229,6 +239,10 @@ class DecisionLog:
             "why": why,
             "outcome": outcome,
         }
+        if candidate is not None and candidate.effect != "same":
+            line["candidate"] = _candidate(candidate)
+        if controls is not None:
+            line["controls"] = controls.cite(record).fragment
         if record.operations:
             line["fields"] = [_operation(act) for act in record.operations]
         if record.trace_id:
@@ -286,6 +300,11 @@ def _why(verdict: Permit | Denial | None, refusal: Reason | None, detail: str, r
     if detail:
         why["detail"] = _capped(detail, MAX_DETAIL)
     return why
+
+
+def _candidate(result: CandidateResult) -> dict[str, object]:
+    told = {"rule": result.rule_id, "reason": result.reason, "nearest": result.nearest, "policy_digest": result.policy_digest}
+    return {"effect": result.effect, **{key: value for key, value in told.items() if value}}
 
 
 def _operation(act: Any) -> dict[str, object]:

@@ -84,6 +84,7 @@ class Plan:
         self.template = template
         self.cluster = cluster
         self.policy_revision = policy_revision
+        self.controls = self.candidate = None
 
 
 def head(
