@@ -20,6 +20,8 @@ COLUMNS = (
     *("route", "host", "protocol", "address", "trace_id", "policy_digest", "id", "ledger", "event"),
 )
 _SHOWN = (("time", 23), ("verdict", 7), ("status", 6), ("method", 7), ("path", 34), ("principal", 34), ("why", 30), ("ms", 8), ("id", 18))
+_FIRST = ("action", "outcome", "target", "code", "name", "keyset", "version")
+"""What an event is about stands first."""
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -75,13 +77,14 @@ class Table:
         self._headed = False
 
     def add(self, entry: Mapping[str, Any]) -> None:
+        if "event" in entry:
+            keys = sorted(entry["data"], key=lambda key: (_FIRST.index(key) if key in _FIRST else len(_FIRST), key))
+            data = ", ".join(f"{key}={_told(key, entry['data'][key])}" for key in keys if entry["data"][key] not in ("", None))
+            self._out.write(f"{entry['time'][:23]} {plain(entry['event'])}  {plain(data)}\n")
+            return
         if not self._headed:
             self._headed = True
             self._line({name: name for name, _ in _SHOWN})
-        if "event" in entry:
-            data = ", ".join(f"{key}={_told(key, value)}" for key, value in entry["data"].items() if value not in ("", None))
-            self._out.write(f"{entry['time'][:23]} {plain(entry['event'])}  {plain(data)}\n")
-            return
         row = flat(entry)
         why = row["rule"] or row["reason"]
         if row["near_miss"]:

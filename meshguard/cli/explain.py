@@ -87,6 +87,14 @@ def _words(entry: Mapping[str, Any]) -> list[str]:
         lines.append(f"the nearest rule was {plain(near['rule'])}: it failed by {plain(near['condition'])}{_detail(near)}")
     for shadow in why.get("shadow", ()):
         lines.append(f"shadow rule {plain(shadow['rule'])}: {plain(shadow['effect']).replace('_', ' ')}")
+    candidate = entry.get("candidate")
+    if candidate:
+        by = plain(candidate.get("rule") or candidate.get("reason") or "-")
+        lines.append(f"the candidate policy {plain(candidate['effect']).replace('_', ' ')}: {by}")
+    for verb in ("violated", "satisfied"):
+        cited = (entry.get("controls") or {}).get(verb)
+        if cited:
+            lines.append(f"controls {verb}: {', '.join(map(plain, cited))}")
     for act in entry.get("fields", ()):
         key = f" with {plain(act['keyset'])} version {act['version']}" if "keyset" in act else ""
         lines.append(f"field {plain(act['field'])}: {plain(act['operation'])} {act['count']} times{key}")
@@ -138,4 +146,8 @@ def _outcome(outcome: Mapping[str, Any]) -> str:
     status = f"answered {outcome['status']}" if outcome.get("status") else "no answer was sent"
     upstream = f" by {plain(outcome['upstream'])}" if outcome.get("upstream") else ""
     early = f", ended early by {plain(outcome['aborted'])}" if outcome.get("aborted") else ""
+    fallback = outcome.get("fallback")
+    if fallback:
+        instead = f"by cluster {plain(fallback['cluster'])}" if "cluster" in fallback else "by a fixed answer"
+        upstream += f" (the route's fallback {instead}, because {plain(fallback['because'])})"
     return f"{status}{upstream} after {outcome.get('duration_us', 0) / 1000:.1f} ms{early}"

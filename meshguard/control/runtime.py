@@ -170,7 +170,7 @@ class Runtime:
 
     def contain(self, quarantine: Quarantine) -> None:
         """Puts a quarantine in force on every listener, at once."""
-        self.quarantine = self.upstreams.contained.current = quarantine
+        self.quarantine = self.upstreams.contain(quarantine)
         material = self._identity.material if self._identity is not None else None
         own = quarantine.find(material.spiffe_id, material.serial, time.time()) if material is not None and quarantine else None
         for journey in (*self.journeys.values(), *(journey for journey, _ in self._leaving)):

@@ -72,6 +72,8 @@ class PlanFacts(Protocol):
     @property
     def policy_revision(self) -> int: ...
     @property
+    def fallback(self) -> Any: ...  # what the route has instead of its cluster, or None
+    @property
     def candidate(self) -> Any: ...  # what is known of a candidate policy's answer, None where none is configured
     @property
     def controls(self) -> Any: ...  # `telemetry.controls.Citations` where packs are configured, else None

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from meshguard.net.destinations import Destination
     from meshguard.pipeline.candidate import Outlook
     from meshguard.pipeline.delegation import TokenReader, TokenWriter
+    from meshguard.pipeline.fallback import Fallback
     from meshguard.pipeline.rate_limits import Limits
     from meshguard.pipeline.snapshot import ListenerView, Snapshot
     from meshguard.policy.decision import Binding, Conditional
@@ -54,6 +55,7 @@ class Plan:
         "contract",
         "controls",
         "destination",
+        "fallback",
         "fields",
         "host",
         "inspects_request",
@@ -109,6 +111,7 @@ class Plan:
         self.contract: Check | None = None  # what the request is validated by
         self.controls: Citations | None = None
         self.candidate: Outlook | None = None
+        self.fallback: Fallback | None = None
         self.reports_place = False
         self.token_reader: TokenReader | None = None
         self.token_writer: TokenWriter | None = None
@@ -221,6 +224,7 @@ class Table:
         if route.body_bytes is not None:
             plan.body_bytes = route.body_bytes
         plan.token_writer = route.token_writer
+        plan.fallback = route.fallback
         if route.contract is not None:
             plan.contract = route.contract.check(plan.method, plan.path, plan.query)
             plan.reports_place = route.contract.reports
@@ -229,7 +233,7 @@ class Table:
         fields = plan.fields
         if fields is not None:
             plan.inspects_request = fields.request is not None
-            plan.inspects_response = fields.response is not None or fields.response_head is not None
+            plan.inspects_response = fields.reads_response or (fields.shadow is not None and fields.shadow.reads_response)
 
     def _redirect(self, plan: Plan, redirect: Redirect, target: bytes) -> None:
         if not plan.host:

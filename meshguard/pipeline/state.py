@@ -60,6 +60,7 @@ class ExchangeState(Call):
         "delegation",
         "detail",
         "ended",
+        "fallback",  # set only where a route's fallback was taken, and read only where there is one
         "forwarded",
         "grpc_end",
         "head",
@@ -146,6 +147,20 @@ class ExchangeState(Call):
         self.issuer = ""
 
     candidate: CandidateResult
+    fallback: dict[str, object]
+
+    @property
+    def request_complete(self) -> bool:
+        return self._request_complete
+
+    @property
+    def connection(self) -> Upstream | None:
+        return self._connection
+
+    @property
+    def waiting_for_client(self) -> bool:
+        """The next octet has to come from the client (and is not held back by us)."""
+        return not self._request_complete and not (self._door is not None and self._door.request_held)
 
     @property
     def client_address(self) -> str:

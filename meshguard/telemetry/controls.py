@@ -113,7 +113,8 @@ class Citations:
         if permitted:
             outcome["callers_named"] = not (wide & _WIDE_CALLERS)
             outcome["least_privilege"] = not (wide & _WIDE_SCOPE)
-        satisfied, violated = [], []
+        satisfied: list[str] = []
+        violated: list[str] = []
         for cited, tests in self._controls:
             judged = [outcome[test] for test in tests if test in outcome]
             if judged:

@@ -10,7 +10,8 @@ Schema `meshguard.decision/1` (keys marked ? are left out when there is nothing 
     why                     verdict (allow, deny, refuse, error), rule?, reason?, detail?, near_miss? {rule, condition, detail?},
                             shadow? [{rule, effect}], policy_digest?, policy_revision?
     outcome                 status (0: none was sent), upstream?, attempts (how often one was tried), duration_us,
-                            upstream_us? (until its response head), aborted?, websocket? {close (code), by}
+                            upstream_us? (until its response head), aborted?, websocket? {close (code), by},
+                            fallback? {because (a reason), cluster? or status?, detail?}: what the route had instead of its cluster
     fields?                 [{operation, field, keyset?, version?, count}]: what was done to protected fields, never their values
     candidate?              {effect (would_allow, would_deny, error), rule?, reason?, nearest?, policy_digest?}: what a candidate policy
                             beside the live one would have decided otherwise
@@ -181,6 +182,7 @@ class DecisionLog:
             revision = plan.policy_revision
             controls = plan.controls
             candidate = None if plan.candidate is None else getattr(record, "candidate", None)
+            fallback = None if plan.fallback is None else getattr(record, "fallback", None)
         else:
             method, host, path = _as_sent(record)
             what = {
@@ -197,7 +199,7 @@ class DecisionLog:
                 "response_bytes": record.response_bytes,
             }
             revision = 0
-            controls, candidate = self.controls, None
+            controls, candidate, fallback = self.controls, None, None
         if peer.outbound:
             what["direction"] = "outbound"
         if head is not None:
@@ -227,6 +229,8 @@ class DecisionLog:
         websocket = record.websocket
         if websocket is not None and websocket.closed_by:
             outcome["websocket"] = {"close": websocket.close_code, "by": websocket.closed_by}
+        if fallback is not None:
+            outcome["fallback"] = fallback
         if record.grpc_end:
             outcome["grpc_status"] = grpc_status(record.grpc_end)
 

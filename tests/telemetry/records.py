@@ -64,7 +64,9 @@ class Peer:
 class Plan:
     """What was derived from the target."""
 
-    __slots__ = ("cluster", "host", "method", "path", "policy_revision", "route", "template")
+    __slots__ = (
+        *("candidate", "cluster", "controls", "fallback", "host", "method", "path", "policy_revision", "route", "template"),
+    )
 
     def __init__(
         self,
@@ -84,7 +86,7 @@ class Plan:
         self.template = template
         self.cluster = cluster
         self.policy_revision = policy_revision
-        self.controls = self.candidate = None
+        self.controls = self.candidate = self.fallback = None
 
 
 def head(

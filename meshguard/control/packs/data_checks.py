@@ -15,7 +15,9 @@ from meshguard.fields.documents import FieldRuleDocument
 
 __all__ = ["DATA_CHECKS", "field_rules", "holds_account_numbers"]
 
-_PAN = re.compile(r"(?:^|[_.\-$\]])(?:pan|(?:credit_?|debit_?|payment_?)?card_?(?:no|num|number)|cc_?(?:no|num|number)|(?:primary_?)?account_?number)$")
+_PAN = re.compile(
+    r"(?:^|[_.\-$\]])(?:pan|(?:credit_?|debit_?|payment_?)?card_?(?:no|num|number)|cc_?(?:no|num|number)|(?:primary_?)?account_?number)$"
+)
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _MASKS = ("all", "card", "last4", "last2", "first4")
 """Masks that show of a card number at most the BIN and the last four (PCI DSS 4.0, 3.4.1)."""

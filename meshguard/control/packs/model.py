@@ -47,8 +47,7 @@ class Pack:
 
 @dataclass(slots=True)
 class Subject:
-    """What is judged. `loaded` None: policies alone; `policy` None: it could not be loaded, or comes in a bundle. `observed` are permissions
-    with the calls that were seen."""
+    """What is judged. `loaded` None: policies alone; `policy` None: it comes in a bundle. `observed`: permissions with calls seen."""
 
     loaded: LoadedConfiguration | None = None
     policy: LoadedPolicy | None = None

@@ -18,7 +18,7 @@ PACK = Pack(
             ("tls_inbound", "tls_upstream", "tls_floor", "no_relaxation"),
             ("encrypted",),
         ),
-        Control("tenet-3", "Access is granted for each session, with least privilege", ("least_privilege",), ("decided", "least_privilege")),
+        Control("tenet-3", "Access is granted by session, with least privilege", ("least_privilege",), ("decided", "least_privilege")),
         Control("tenet-4", "Access follows from policy and identity", ("no_anonymous", "callers_named"), ("authenticated",)),
         Control("tenet-5", "The integrity of assets is measured", ("policy_signed", "workloads_measured")),
         Control(
