@@ -72,6 +72,8 @@ class PlanFacts(Protocol):
     @property
     def policy_revision(self) -> int: ...
     @property
+    def extra(self) -> bool: ...  # one of the three that follow is there
+    @property
     def fallback(self) -> Any: ...  # what the route has instead of its cluster, or None
     @property
     def candidate(self) -> Any: ...  # what is known of a candidate policy's answer, None where none is configured

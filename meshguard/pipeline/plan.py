@@ -55,6 +55,7 @@ class Plan:
         "contract",
         "controls",
         "destination",
+        "extra",
         "fallback",
         "fields",
         "host",
@@ -112,6 +113,7 @@ class Plan:
         self.controls: Citations | None = None
         self.candidate: Outlook | None = None
         self.fallback: Fallback | None = None
+        self.extra = False  # one of the last three is there: a request without them asks once
         self.reports_place = False
         self.token_reader: TokenReader | None = None
         self.token_writer: TokenWriter | None = None
@@ -153,6 +155,8 @@ class Table:
         """Works the plan out and remembers it. Raises RequestError for an ambiguous authority or target."""
         plans = self.plans
         plan = self._work_out(method.decode("ascii"), authority, target, local_port)
+        for each in (plan, *plan.variants):
+            each.extra = each.controls is not None or each.candidate is not None or each.fallback is not None
         if len(target) + len(authority) <= _REMEMBERED:
             if len(plans) >= _PLANS:
                 plans.clear()

@@ -34,7 +34,7 @@ import orjson
 
 from meshguard.model.principal import Principal
 from meshguard.model.reasons import Reason
-from meshguard.model.record import RequestRecord
+from meshguard.model.record import PlanFacts, RequestRecord
 from meshguard.model.verdicts import CandidateResult, Denial, Permit
 from meshguard.telemetry.metrics import Registry
 from meshguard.telemetry.outcome import grpc_status, verdict_name
@@ -180,9 +180,6 @@ class DecisionLog:
                 "response_bytes": record.response_bytes,
             }
             revision = plan.policy_revision
-            controls = plan.controls
-            candidate = None if plan.candidate is None else getattr(record, "candidate", None)
-            fallback = None if plan.fallback is None else getattr(record, "fallback", None)
         else:
             method, host, path = _as_sent(record)
             what = {
@@ -199,7 +196,6 @@ class DecisionLog:
                 "response_bytes": record.response_bytes,
             }
             revision = 0
-            controls, candidate, fallback = self.controls, None, None
         if peer.outbound:
             what["direction"] = "outbound"
         if head is not None:
@@ -229,8 +225,6 @@ class DecisionLog:
         websocket = record.websocket
         if websocket is not None and websocket.closed_by:
             outcome["websocket"] = {"close": websocket.close_code, "by": websocket.closed_by}
-        if fallback is not None:
-            outcome["fallback"] = fallback
         if record.grpc_end:
             outcome["grpc_status"] = grpc_status(record.grpc_end)
 
@@ -243,10 +237,11 @@ class DecisionLog:
             "why": why,
             "outcome": outcome,
         }
-        if candidate is not None and candidate.effect != "same":
-            line["candidate"] = _candidate(candidate)
-        if controls is not None:
-            line["controls"] = controls.cite(record).fragment
+        if plan is None:
+            if self.controls is not None:
+                line["controls"] = self.controls.cite(record).fragment
+        elif plan.extra:
+            _add_extras(line, outcome, record, plan)
         if record.operations:
             line["fields"] = [_operation(act) for act in record.operations]
         if record.trace_id:
@@ -304,6 +299,18 @@ def _why(verdict: Permit | Denial | None, refusal: Reason | None, detail: str, r
     if detail:
         why["detail"] = _capped(detail, MAX_DETAIL)
     return why
+
+
+def _add_extras(line: dict[str, object], outcome: dict[str, object], record: RequestRecord, plan: PlanFacts) -> None:
+    """What only some configurations have: controls of packs, a candidate policy, a fallback of the route."""
+    candidate = getattr(record, "candidate", None) if plan.candidate is not None else None
+    if candidate is not None and candidate.effect != "same":
+        line["candidate"] = _candidate(candidate)
+    if plan.controls is not None:
+        line["controls"] = plan.controls.cite(record).fragment
+    fallback = getattr(record, "fallback", None) if plan.fallback is not None else None
+    if fallback is not None:
+        outcome["fallback"] = fallback
 
 
 def _candidate(result: CandidateResult) -> dict[str, object]:

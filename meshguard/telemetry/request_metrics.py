@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 
 from meshguard.model.reasons import Reason
-from meshguard.model.record import RequestRecord, WebSocketFacts
+from meshguard.model.record import PlanFacts, RequestRecord, WebSocketFacts
 from meshguard.model.verdicts import Denial, Permit
 from meshguard.telemetry.metrics import OVERFLOW, SERIES_CAP, Family, HistogramValue, Kind, Labels, Registry, Slot
 from meshguard.telemetry.outcome import error_type, grpc_status, method_name, protocol_version, verdict_name
@@ -170,14 +170,8 @@ class RequestMetrics:
                     for result in verdict.shadow:
                         self._shadow.labels(result.rule_id, result.effect).value += 1
                         self.shadow.rule(record, result.rule_id, result.effect, record.started + clock_offset)
-                if plan is not None and plan.candidate is not None:
-                    compared = getattr(record, "candidate", None)  # None: refused before any decision
-                    if compared is not None:
-                        self._candidate.labels(compared.effect).value += 1
-                        self.shadow.compared(record, compared, record.started + clock_offset)
-                if plan is not None and plan.controls is not None:
-                    for control in plan.controls.cite(record).violated:
-                        self._violations.labels(control).value += 1
+                if plan is not None and plan.extra:
+                    self._count_extras(record, plan, record.started + clock_offset)
                 if record.websocket is not None and record.websocket.opened:
                     self._closed(record, record.websocket)
                 if record.grpc_end:
@@ -191,6 +185,16 @@ class RequestMetrics:
                 broken = exc
         if broken is not None:
             raise broken
+
+    def _count_extras(self, record: RequestRecord, plan: PlanFacts, when: float) -> None:
+        """What only some configurations have: a candidate policy, controls of packs."""
+        compared = getattr(record, "candidate", None) if plan.candidate is not None else None  # None: refused before any decision
+        if compared is not None:
+            self._candidate.labels(compared.effect).value += 1
+            self.shadow.compared(record, compared, when)
+        if plan.controls is not None:
+            for control in plan.controls.cite(record).violated:
+                self._violations.labels(control).value += 1
 
     def _closed(self, record: RequestRecord, websocket: WebSocketFacts) -> None:
         code = websocket.close_code

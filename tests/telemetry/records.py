@@ -65,7 +65,7 @@ class Plan:
     """What was derived from the target."""
 
     __slots__ = (
-        *("candidate", "cluster", "controls", "fallback", "host", "method", "path", "policy_revision", "route", "template"),
+        *("candidate", "cluster", "controls", "extra", "fallback", "host", "method", "path", "policy_revision", "route", "template"),
     )
 
     def __init__(
@@ -87,6 +87,7 @@ class Plan:
         self.cluster = cluster
         self.policy_revision = policy_revision
         self.controls = self.candidate = self.fallback = None
+        self.extra = False
 
 
 def head(
