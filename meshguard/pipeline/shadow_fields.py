@@ -214,6 +214,8 @@ class _Copy:
         self._representation = self._stream = self._body = None
 
     def refused(self, reason: Reason) -> None:
+        if self._stream is not None:
+            self._tell(self._stream.operations())  # the records before
         self.drop()
         self._tell(_refusals(self._transform.ids, reason))
 

@@ -71,6 +71,7 @@ def town(mesh: Mesh, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]
                     {"id": "hung", "paths": ["/hung/**"], "to": "hung", "fallback": {"respond": RESPOND}},
                     {"id": "down", "paths": ["/down/**"], "to": "dead", "fallback": {"when": ["unreachable", "no_endpoint"], "to": "app"}},
                     {"id": "kept", "paths": ["/kept/**"], "to": "dead", "fallback": {"respond": RESPOND}},
+                    {"id": "empty", "paths": ["/empty/**"], "to": "orders", "fallback": {"respond": {"status": 429}}},
                     {"id": "bare", "paths": ["/bare/**"], "to": "orders"},
                 ],
             }
@@ -117,6 +118,7 @@ def test_a_fixed_answer(town: Town, out: None) -> None:
     assert (answer.status, answer.json) == (200, {"prices": []})
     assert (answer.get("content-type"), answer.get("x-stale")) == ("application/json", "yes")
     assert (town.ask("/fixed/2", "HEAD").status, town.ask("/fixed/3", "POST", body=b"x" * 1000).json) == (200, {"prices": []})
+    assert (town.ask("/empty/1").status, town.ask("/empty/1").body) == (429, b"")
     assert not town.orders.since(mark)
     record = town.record("/fixed/1")
     assert (record["why"]["reason"], record["why"]["rule"], record["outcome"]["status"]) == ("fallback", "all", 200)
@@ -132,6 +134,7 @@ def test_http2_and_grpc_are_told_in_their_own_words(town: Town, out: None) -> No
     with H2Client(town.proxy.address("inbound"), town.mesh.client("billing", ("h2",))) as client:
         answer = client.get("/fixed/h2")
         assert (answer.status, answer.json) == (200, {"prices": []})
+        assert client.get("/empty/h2").status == 429
         stream = client.request("/shop.Orders/Get", "POST", [("content-type", "application/grpc"), ("te", "trailers")], body=b"\0\0\0\0\0")
         call = client.answer(stream)
         assert (call.status, dict(call.fields)["grpc-status"]) == (200, "9")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 from collections.abc import Iterator
@@ -17,10 +18,11 @@ from tests.harness.upstream import Exchange
 
 CARD = "4111111111111111"
 ORDER = b'{"id": 7, "payment": {"card": "' + CARD.encode() + b'"}}'
+LINES = (b'{"card": "41111111', b'11111111"}\n{"card": "5500000000000004"}\n', b'{"card": 1')
 LIVE = {
     "roles": {"billing": {"principals": [f"{SHOP}billing"]}},
     "rules": [
-        {"id": "orders", "allow": "authenticated", "paths": ["/orders/**"]},
+        {"id": "orders", "allow": "authenticated", "paths": ["/orders/**", "/lines"]},
         {"id": "no-delete", "deny": "anyone", "methods": ["DELETE"], "paths": ["/orders/**"], "shadow": True},
     ],
     "fields": [
@@ -34,6 +36,15 @@ LIVE = {
             "mode": "shadow",
         },
         {"id": "trace-id", "paths": ["/orders/{id}"], "on": "response", "headers": "x-customer", "mask": "last4", "mode": "shadow"},
+        {
+            "id": "lines",
+            "paths": ["/lines"],
+            "on": "response",
+            "select": "$.card",
+            "mask": "card",
+            "content_types": ["application/x-ndjson"],
+            "mode": "shadow",
+        },
     ],
 }
 NEXT = {
@@ -103,7 +114,15 @@ def town(request: pytest.FixtureRequest, mesh: Mesh, tmp_path_factory: pytest.Te
     async def words(exchange: Exchange) -> None:
         await exchange.answer(200, b"no json", "Content-Type: text/plain")
 
-    with mesh.upstream.on("/orders/7", order), mesh.upstream.on("/orders/8", packed), mesh.upstream.on("/orders/9", words), running:
+    async def lines(exchange: Exchange) -> None:
+        await exchange.send(b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n")
+        await exchange.send(chunked(*LINES))
+
+    scripts = {"/lines": lines, "/orders/7": order, "/orders/8": packed, "/orders/9": words}
+    with contextlib.ExitStack() as stack:
+        for path, script in scripts.items():
+            stack.enter_context(mesh.upstream.on(path, script))
+        stack.enter_context(running)
         yield Town(running, mesh)
 
 
@@ -165,6 +184,12 @@ def test_a_request_body_passes_as_it_is(town: Town) -> None:
         assert bytes(seen.body) == ORDER
     record = town.proxy.decision_where(lambda entry: entry.get("what", {}).get("method") == "PUT", "the decision")
     assert {(act["operation"], act.get("keyset")) for act in record["fields"] if act["field"] == "card-next"} >= {("would_seal", "pii")}
+
+
+def test_a_stream_passes_as_it_comes_and_its_last_record_may_be_broken(town: Town) -> None:
+    assert town.ask(get("/lines")).body == b"".join(LINES)
+    acts = [(act["operation"], act["count"]) for act in town.record("/lines")["fields"]]
+    assert acts == [("would_mask", 2), ("would_refuse:response_not_inspectable", 1)]
 
 
 def test_a_candidate_that_is_wrong_never_touches_the_live_policy(town: Town) -> None:
