@@ -394,8 +394,8 @@ class Runtime:
 
     def _sweep_pools(self) -> None:
         now = time.monotonic()
-        for cluster in (*self.upstreams.clusters.values(), *self.dynamic.by_name.values(), *self._retired):
-            cluster.sweep(now)
+        for family in self._families():
+            family.sweep(now)
 
     def _renew_contexts(self) -> None:
         """OpenSSL keeps TLS 1.2 sessions in the context and Python cannot tell it not to: a context that has gathered many is replaced."""
@@ -444,7 +444,6 @@ class Runtime:
             listener.abandon("shutdown")
         for task in self._retiring:
             task.cancel()
-        for cluster in [*self.upstreams.clusters.values()]:
-            await cluster.close()
-        for destinations in [*self.dynamic.by_name.values()]:
-            await destinations.close()
+        running: tuple[Cluster | Destinations, ...] = (*self.upstreams.clusters.values(), *self.dynamic.by_name.values())
+        for family in running:
+            await family.close()

@@ -189,3 +189,8 @@ def test_the_ledger_holds_how_the_configuration_stands_and_explain_tells_the_con
     listed, _ = meshguard("audit", "query", "--event", "controls", "--format", "json", "--config", proxy.config_path)
     newest = json.loads(listed.splitlines()[0])["data"]
     assert {"7.2.5", "8.2.1"} <= set(newest["pci-dss-4.0"]["violated"])
+
+
+def test_a_check_without_a_pack_notes_what_violates_the_configured_ones(proxy: Proxy) -> None:
+    _, noted = meshguard("check", proxy.config_path)
+    assert "note: pci-dss-4.0/8.2.1: " in noted

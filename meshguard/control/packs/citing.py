@@ -8,7 +8,6 @@ from meshguard.control.packs.catalogue import pack_of
 from meshguard.control.packs.data_checks import field_rules, holds_account_numbers
 from meshguard.control.packs.judge import judge
 from meshguard.control.packs.model import Subject
-from meshguard.policy.traits import traits
 from meshguard.telemetry.controls import Citations
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def citations(loaded: LoadedConfiguration, policy: LoadedPolicy) -> Citations:
             told[result.status] = (count if isinstance(count, int) else 0) + 1
     return Citations(
         [(pack.cited(control), control.request) for pack in packs for control in pack.controls if control.request],
-        {rule.id: traits(rule, policy.compiled.roles) for rule in policy.compiled.rules},
+        subject.traits(),
         frozenset(rule.id for _, _, rule in field_rules(subject) if holds_account_numbers(rule)),
         configuration.ledger is not None,
         summary,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from meshguard.model.errors import Problem
+from meshguard.policy.traits import traits
 
 if TYPE_CHECKING:
     from meshguard.control.policies import LoadedPolicy
@@ -53,6 +54,7 @@ class Subject:
     policy: LoadedPolicy | None = None
     observed: Sequence[Edge] | None = None
     memo: dict[str, list[Fault] | NotJudged] = field(default_factory=dict)
+    wide: dict[str, frozenset[str]] | None = None
 
     @property
     def configuration(self) -> Configuration:
@@ -60,6 +62,13 @@ class Subject:
         if self.loaded is None:
             raise NotJudged("not_assessed", "a configuration was not given")
         return self.loaded.configuration
+
+    def traits(self) -> Mapping[str, frozenset[str]]:
+        """What is wide about each rule, by id; worked out once."""
+        if self.wide is None:
+            compiled = self.policies().compiled
+            self.wide = {rule.id: traits(rule, compiled.roles) for rule in compiled.rules}
+        return self.wide
 
     def policies(self) -> LoadedPolicy:
         """Raises NotJudged where there is none."""

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from meshguard.control.packs.model import Fault, NotJudged, Subject
-from meshguard.policy.traits import traits
 
 __all__ = ["POLICY_CHECKS"]
 
@@ -17,12 +16,11 @@ _ALLOWED_BY = re.compile(r"allow by (\S+)")  # as `policy.reach` words a permiss
 
 def _rules(subject: Subject, *wide: str) -> Iterator[tuple[str, int, Any, frozenset[str]]]:
     """(file, number, document, traits) of the rules with one of these traits."""
-    policy = subject.policies()
-    by_id = {rule.id: rule for rule in policy.compiled.rules}
+    policy, by_id, asked = subject.policies(), subject.traits(), frozenset(wide)
     for loaded in policy.documents:
         for number, document in enumerate(loaded.value.rules):
-            found = traits(by_id[document.id], policy.compiled.roles)
-            if found & set(wide):
+            found = by_id[document.id]
+            if not found.isdisjoint(asked):
                 yield loaded.file, number, document, found
 
 
