@@ -57,8 +57,8 @@ CREATE INDEX IF NOT EXISTS by_rule ON entries (rule, time) WHERE rule IS NOT NUL
 CREATE INDEX IF NOT EXISTS by_reason ON entries (reason, time) WHERE reason IS NOT NULL;
 CREATE INDEX IF NOT EXISTS by_failure ON entries (status, time) WHERE status >= 400;
 CREATE INDEX IF NOT EXISTS by_verdict ON entries (verdict, time) WHERE verdict > 0;
-CREATE INDEX IF NOT EXISTS by_refused_caller ON entries (principal, verdict, time) WHERE verdict > 0;
-CREATE INDEX IF NOT EXISTS by_refused_path ON entries (path, verdict, time) WHERE verdict > 0;
+CREATE INDEX IF NOT EXISTS by_refused_caller ON entries (verdict, principal, time) WHERE verdict > 0;
+CREATE INDEX IF NOT EXISTS by_refused_path ON entries (verdict, path, time) WHERE verdict > 0;
 CREATE INDEX IF NOT EXISTS by_kind ON entries (kind, time) WHERE kind > 0;
 """
 _INSERT = "INSERT INTO entries VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"

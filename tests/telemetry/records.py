@@ -67,7 +67,10 @@ class Peer:
 class Plan:
     """What was derived from the target."""
 
-    __slots__ = ("cluster", "host", "method", "path", "policy_revision", "route", "template", "told")
+    __slots__ = (
+        *("candidate", "cluster", "controls", "extra", "fallback", "host", "method", "path", "policy_revision", "route", "template"),
+        "told",
+    )
 
     def __init__(
         self,
@@ -88,6 +91,8 @@ class Plan:
         self.told: tuple[Any, ...] | None = None
         self.cluster = cluster
         self.policy_revision = policy_revision
+        self.controls = self.candidate = self.fallback = None
+        self.extra = False
 
 
 def head(
