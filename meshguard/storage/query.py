@@ -128,7 +128,7 @@ def entries(
     """(cursor to go on behind it, entry) of at most `limit` entries, newest first (`oldest`: oldest first). `test` is applied to what the
     filter lets through. Raises QueryError."""
     column, texts = _merged(index, wanted)
-    rest = replace(wanted, **{column: ""}) if column else wanted
+    rest = replace(wanted, principal="") if column == "principal" else replace(wanted, path="") if column else wanted
     terms, values = rest.conditions()
     _choose(index, rest, terms)
     sign, order = (">", "ASC") if oldest else ("<", "DESC")

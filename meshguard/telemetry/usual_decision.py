@@ -1,8 +1,9 @@
 """The usual decision as text, put together from pieces that connections and plans keep: a third of the cost of building an object.
 
 Usual is a request that was allowed, forwarded and answered, without anything of note (no refusal, no token, no field operation, no early
-end, no fallback, candidate or controls on its route). Everything else goes the long way (`telemetry.decision_log`), and a property test holds that both give the same octets. What is of the
-connection is kept in `peer.told`, what is of the target in `plan.told`: both die with their owners.
+end, no fallback, candidate or controls on its route). Everything else goes the long way (`telemetry.decision_log`), and a property test
+holds that both give the same octets. What is of the connection is kept in `peer.told`, what is of the target in `plan.told`: both die with
+their owners.
 """
 
 from __future__ import annotations
