@@ -9,18 +9,20 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 if TYPE_CHECKING:
+    from meshguard.policy.bodies import Body, Reading
     from meshguard.policy.compiled import CompiledPolicy
-    from meshguard.policy.documents import PolicyDocument
+    from meshguard.policy.documents import PolicyDocument, TestRequestDocument
     from meshguard.policy.testing import TestResult, TestRun
 
 __all__ = ["register", "run_files"]
 
+_TESTED_BYTES = 1 << 20
 _EXAMPLES = """\
 examples:
   meshguard test policies/
@@ -50,7 +52,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from meshguard.policy.testing import run_tests
 
     policy, documents, files = _load(arguments.files)
-    run = run_tests(policy, documents, files, _canonicalise, time.time())
+    run = run_tests(policy, documents, files, _canonicalise, time.time(), _bodies)
     if arguments.junit is not None:
         _write_junit(run, arguments.junit)
     if arguments.json:
@@ -68,7 +70,7 @@ def run_files(paths: Sequence[Path]) -> TestRun:
     from meshguard.policy.testing import run_tests
 
     policy, documents, files = _load(paths)
-    return run_tests(policy, documents, files, _canonicalise, time.time())
+    return run_tests(policy, documents, files, _canonicalise, time.time(), _bodies)
 
 
 def _load(paths: Sequence[Path]) -> tuple[CompiledPolicy, list[PolicyDocument], list[str]]:
@@ -89,6 +91,15 @@ def _canonicalise(target: str) -> tuple[str, tuple[str, ...]]:
         raise RequestError(AMBIGUOUS_TARGET, "a target as it is sent has ASCII characters only: percent-encode it")
     canonical = canonicalise(target.encode("ascii"))
     return canonical.path, canonical.readings
+
+
+def _bodies(path: str, request: TestRequestDocument) -> Callable[[Sequence[Reading]], Body]:
+    """The reader of a tested request's body, that of the data plane."""
+    from meshguard.pipeline.bodies import BodyReader
+
+    headers = {"content-type": ["application/json"], **request.headers}
+    octets = request.body if isinstance(request.body, str) else json.dumps(request.body, ensure_ascii=False)
+    return BodyReader(path, lambda name: list(headers.get(name, ())), octets.encode(), _TESTED_BYTES).read
 
 
 def _print(run: TestRun, policy: CompiledPolicy) -> None:

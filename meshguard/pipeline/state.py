@@ -52,6 +52,7 @@ class ExchangeState(Call):
         "aborted",
         "answered",
         "block",
+        "body_judged",
         "client",
         "client_span_id",
         "deadline",
@@ -127,6 +128,7 @@ class ExchangeState(Call):
         self.trace_lines = b""
         self.client = ""  # its address where a trusted proxy told it; see `client_address`
         self.lines = b""  # what the upstream is told of the client, where it is not the peer's own
+        self.body_judged = False  # the decision has looked at the body
         self.block: bytes | None = None  # the field block to send where it is not the head's own
         self.line: bytes | None = None  # request line and Host to send where they are not the plan's
         self.request_length = NO_BODY if head is None else head.length  # of the body as it goes to the upstream

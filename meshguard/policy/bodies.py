@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from meshguard.policy.body_documents import BodyDocument, ValueDocument
     from meshguard.policy.conditions import Facts
 
-__all__ = ["FORM", "JSON", "Body", "BodyCondition", "Messages", "Reading", "Repeated", "folded_name", "names_in"]
+__all__ = ["FORM", "JSON", "Body", "BodyCondition", "Entries", "Messages", "Reading", "Repeated", "folded_name", "names_in"]
 
 _DROPPED = str.maketrans("", "", " ._-")
 _DECIMAL = re.compile(r"-?[0-9]{1,40}(?:\.[0-9]{1,40})?")
@@ -71,7 +71,13 @@ JSON, FORM = Reading("json"), Reading("form")
 
 
 class Repeated(list[object]):
-    """The values of a name that came several times in a form, of a repeated field, of a map: selected one by one."""
+    """The values of a name that came several times in a form, or of a repeated field: selected one by one."""
+
+    __slots__ = ()
+
+
+class Entries(dict[str, object]):
+    """A map of a message: its values are selected one by one."""
 
     __slots__ = ()
 
@@ -286,7 +292,7 @@ def _field_steps(path: str) -> list[Step]:
 def _select(value: object, steps: Sequence[Step], place: int, out: list[object]) -> bool:
     """Appends what the steps from `place` on select; True where that cannot be told for certain."""
     if place == len(steps):
-        out += value if isinstance(value, Repeated) else (value,)
+        out += value if isinstance(value, Repeated) else value.values() if isinstance(value, Entries) else (value,)
         return False
     step = steps[place]
     doubt = False
@@ -294,8 +300,8 @@ def _select(value: object, steps: Sequence[Step], place: int, out: list[object])
         children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
         for child in children:
             doubt |= _select(child, steps, place, out)
-    if isinstance(value, Repeated):
-        for element in value:
+    if isinstance(value, Repeated | Entries):
+        for element in value.values() if isinstance(value, Entries) else value:
             doubt |= _select(element, steps, place, out)
         return doubt
     if value is None:

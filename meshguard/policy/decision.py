@@ -244,6 +244,10 @@ class Conditional:
             return (*found, ("else allow", ("allow",)))
         return (*found, *(_outlined(candidate, self._binding._policy) for candidate in self._allows))
 
+    def means_as(self, other: Conditional) -> bool:
+        """Both rest on conditions that mean the same."""
+        return [key for _, key in self.outline()] == [key for _, key in other.outline()]
+
     def _shadow_results(
         self, facts: Facts, claims: Mapping[str, object] | None, given: frozenset[int], *, allow: bool, read: bool
     ) -> tuple[ShadowResult, ...]:
