@@ -11,7 +11,9 @@ from meshguard.model.errors import DocumentError, Problem
 if TYPE_CHECKING:
     from meshguard.control.settings.configuration import Configuration
     from meshguard.control.settings.validation import ValidationConfig
+    from meshguard.fields.protobuf_schema import MessageType
     from meshguard.validation.contract import Contract
+    from meshguard.validation.protobuf import Judge
 
 __all__ = ["Contracts", "contract_files", "load_contracts"]
 
@@ -22,7 +24,7 @@ Contracts = Mapping["ValidationConfig", "Contract"]
 
 def contract_files(configuration: Configuration) -> list[Path]:
     """The files to watch."""
-    return list(dict.fromkeys(path for config in _configs(configuration) if (path := config.openapi or config.json_schema) is not None))
+    return list(dict.fromkeys(path for config in _configs(configuration) if (path := config.document) is not None))
 
 
 def load_contracts(configuration: Configuration) -> Contracts:
@@ -56,10 +58,12 @@ def _load(config: ValidationConfig) -> Contract:
     from meshguard.validation.schemas import SchemaBook
     from meshguard.validation.violation import ContractError
 
-    path = config.openapi or config.json_schema
+    path = config.document
     if path is None:
         raise ValueError("a validation without a document")
     file = str(path)
+    if config.protobuf is not None:
+        return _load_messages(config, path)
     text, values = _read(path)
     reports = config.report == "path"
     try:
@@ -76,10 +80,40 @@ def _load(config: ValidationConfig) -> Contract:
         ) from None
 
 
-def _read(path: Path) -> tuple[str, object]:
-    """Text and values. A contract is somebody else's document: nothing in it names environment variables."""
-    from meshguard.sources.yamltext import Malformed, parse_json, parse_yaml
+def _load_messages(config: ValidationConfig, path: Path) -> Contract:
+    from meshguard.fields.protobuf_descriptor import DescriptorError
+    from meshguard.fields.protobuf_schema import Schema
+    from meshguard.validation.protobuf import ProtobufContract
 
+    try:
+        methods = Schema(_octets(path)).methods
+    except DescriptorError as exc:
+        raise DocumentError([Problem(str(path), "", str(exc))]) from None
+    if not methods:
+        raise DocumentError([Problem(str(path), "", "a descriptor set with services")])
+    return ProtobufContract(
+        {name: (_judge(method.request, unknown=config.unknown_fields == "allow"), method.many) for name, method in methods.items()},
+        deny=config.unknown_operations == "deny",
+        reports=config.report == "path",
+        limit=config.max_message_bytes or 0,
+    )
+
+
+def _judge(of: MessageType, *, unknown: bool) -> Judge:
+    """One type's judge: packages of one floor know nothing of each other, so what the reader says is worded for the contract here."""
+    from meshguard.fields.protobuf_values import MessageError, read_message
+    from meshguard.validation.violation import Violation, pointer
+
+    def judge(message: bytes) -> None:
+        try:
+            read_message(message, of, unknown=unknown, strict=True)
+        except MessageError as exc:
+            raise Violation("body" + pointer(exc.path), exc.rule) from None
+
+    return judge
+
+
+def _octets(path: Path) -> bytes:
     file = str(path)
     try:
         if not path.is_file():
@@ -90,6 +124,15 @@ def _read(path: Path) -> tuple[str, object]:
         raise DocumentError([Problem(file, "", f"a readable file ({exc.strerror or exc})")]) from exc
     if len(data) > MAX_CONTRACT_BYTES:
         raise DocumentError([Problem(file, "", f"at most {MAX_CONTRACT_BYTES} bytes")])
+    return data
+
+
+def _read(path: Path) -> tuple[str, object]:
+    """Text and values. A contract is somebody else's document: nothing in it names environment variables."""
+    from meshguard.sources.yamltext import Malformed, parse_json, parse_yaml
+
+    file = str(path)
+    data = _octets(path)
     try:
         text = data.decode("utf-8-sig")
         return text, (parse_json if file.endswith(".json") else parse_yaml)(text)

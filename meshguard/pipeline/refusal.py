@@ -47,7 +47,7 @@ def answer_of(exchange: ExchangeState, reason: Reason) -> tuple[bytes, bytes]:
     body = b""
     if head is not None and head.minor == 2 and is_grpc(head):
         exchange.status = 200
-        exchange.grpc_end = block = refusal_block(reason, exchange.decision_id)
+        exchange.grpc_end = block = refusal_block(reason, exchange.decision_id, exchange.violation)
     else:
         until = exchange.peer.quarantined_until if reason is QUARANTINED else 0.0
         retry_after_s = max(1, min(round(until - time()), 86400)) if until else 60 if reason is QUARANTINED else 1

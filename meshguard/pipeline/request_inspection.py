@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from secrets import token_bytes
 from time import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from meshguard.fields.transforms import WIRE, Reader, Transform
 from meshguard.model.errors import RequestError
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from meshguard.fields.representation import Representation
     from meshguard.pipeline.exchange import Exchange
     from meshguard.pipeline.journey import Journey
+    from meshguard.pipeline.message_judge import Chained, MessageGate, MessageJudge
     from meshguard.pipeline.plan import Plan
     from meshguard.pipeline.validation import BodyJudge
     from meshguard.validation.contract import Check
@@ -69,8 +70,8 @@ class RequestInspection:
         self._request_body: bytes | None = None
         self._response: ResponseHead | None = None
         self._representation: Representation | None = None
-        self._stream: BodyStream | None = None
-        self._judge: BodyJudge | None = None  # of the request's body
+        self._stream: BodyStream | MessageGate | Chained | None = None
+        self._judge: BodyJudge | MessageJudge | None = None  # of the request's body
         self.place = ""  # where in the request its contract was broken
         self._block = b""
         self._facts = RequestFacts(exchange, time())
@@ -161,20 +162,25 @@ class RequestInspection:
             raise RequestError(INTERNAL_ERROR, "no head or no plan")
         if self._request_body is not None:
             return self._begin_whole(exchange, plan)
-        streams = False
+        judge, streams = self._judge, self._judge is not None and self._judge.streams
         if plan.inspects_request:
             transform = self._transform(exchange, "request")
             self._representation = representation = transform.check_headers(*described(head.block))
-            streams = transform.streams(representation)
+            streams = transform.streams(representation) and (judge is None or streams)
         if streams:
             limit = self._journey.budget.body_bytes
-            coding = message_coding(head.block)
-            self._stream = transform.stream(representation, self._request_reader(), token_bytes, limit, self._facts, coding)
-            exchange.request_length = CHUNKED
+            passing: list[BodyStream | MessageGate] = []
+            if plan.inspects_request:
+                coding = message_coding(head.block)
+                passing.append(transform.stream(representation, self._request_reader(), token_bytes, limit, self._facts, coding))
+                exchange.request_length = CHUNKED
+            if judge is not None and judge.streams:
+                passing.insert(0 if self._outbound else 1, cast("MessageJudge", judge).gate(limit))  # the contract describes open values
+            self._stream = _chained(passing)
         elif head.length > self._journey.budget.body_bytes:
             raise RequestError(BODY_OVER_LIMIT, f"content-length {head.length}")
         self._phase = "request-stream" if streams else "request"
-        if head.expect:
+        if head.expect and (plan.inspects_request or not streams):  # else `forward` says it
             exchange.send_continue()
         return not streams
 
@@ -271,6 +277,7 @@ class RequestInspection:
             out = stream.finish() if data is None else stream.feed(data)
             self._hold(stream.held)
         except RequestError as error:
+            self._tell(exchange, error)
             exchange.refuse(error.reason, error.detail)
             return False
         if out and exchange.connection is not None:
@@ -324,3 +331,11 @@ class RequestInspection:
             message_coding=message_coding(self._facts.block),
         )
         return result.body, result.operations
+
+
+def _chained(streams: list[BodyStream | MessageGate]) -> BodyStream | MessageGate | Chained:
+    if len(streams) == 1:
+        return streams[0]
+    from meshguard.pipeline.message_judge import Chained
+
+    return Chained(streams)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from meshguard.model.messages import NO_BODY, RequestHead
 from meshguard.model.principal import Principal
-from meshguard.model.reasons import REQUEST_INVALID, Reason
+from meshguard.model.reasons import OPERATION_UNKNOWN, REQUEST_INVALID, Reason
 from meshguard.model.record import FieldOperation
 from meshguard.model.verdicts import Denial, Permit
 from meshguard.net.cluster.calls import Call
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["ExchangeState"]
 
 _NOTHING: frozenset[Endpoint] = frozenset()
+_OF_A_CONTRACT = (REQUEST_INVALID, OPERATION_UNKNOWN)
 
 
 class ExchangeState(Call):
@@ -153,7 +154,7 @@ class ExchangeState(Call):
     @property
     def violation(self) -> str:
         """Where in the request its contract was broken, if this client may know."""
-        return self._inspection.place if self.refusal is REQUEST_INVALID and self._inspection is not None else ""
+        return self._inspection.place if self.refusal in _OF_A_CONTRACT and self._inspection is not None else ""
 
     @property
     def chain(self) -> Sequence[str]:

@@ -3,42 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
-from meshguard.control.settings.values import DocumentPath, Section
+from meshguard.control.settings.values import DocumentPath, Section, Size
 from meshguard.sources.complaints import Complaint, Told
 
 __all__ = ["ValidationConfig", "validation_complaints", "validation_files"]
 
+_DOCUMENTS = ("openapi", "json_schema", "protobuf")
+
 
 class ValidationConfig(Section):
-    """Requests are judged by one document before anything of them goes on. Say either `openapi` or `json_schema`."""
+    """Requests are judged by one document before anything of them goes on. Say one of `openapi`, `json_schema` and `protobuf`."""
 
     openapi: DocumentPath | None = Field(default=None, description="An OpenAPI 3.1 document, YAML or JSON.")
     json_schema: DocumentPath | None = Field(default=None, description="A JSON Schema (draft 2020-12) for the body of every request.")
+    protobuf: DocumentPath | None = Field(
+        default=None, description="A descriptor set with the gRPC services of the route (protoc --include_imports --descriptor_set_out)."
+    )
     on: Literal["request"] = Field(default="request", description="Which messages are judged.")
     report: Literal["none", "path"] = Field(default="none", description="path: a refused client is told where in its request the fault is.")
     unknown_operations: Literal["deny", "allow"] = Field(
-        default="deny", description="Requests whose method and path are not in the OpenAPI document."
+        default="deny", description="Requests whose method and path are not in the OpenAPI document or the descriptor set."
     )
+    unknown_fields: Literal["deny", "allow"] = Field(
+        default="deny", description="Fields of protobuf messages that the descriptor set does not know."
+    )
+    max_message_bytes: Size | None = Field(default=None, description="Of a protobuf message; at most limits.inspect_body_bytes.")
+
+    @property
+    def document(self) -> Path | None:
+        """The one document."""
+        return self.openapi or self.json_schema or self.protobuf
 
 
 def validation_complaints(values: Mapping[str, Any]) -> Iterator[Complaint]:
     """What must agree in these sections; works on the plain values, as `crosscheck` does."""
     for at, section in _sections(values):
-        said = [key for key in ("openapi", "json_schema") if section.get(key) is not None]
+        said = [key for key in _DOCUMENTS if section.get(key) is not None]
         if len(said) != 1:
-            yield Complaint(at, "exactly one of openapi and json_schema", Told(" and ".join(said) or "none of them"))
+            yield Complaint(at, "exactly one of openapi, json_schema and protobuf", Told(" and ".join(said) or "none of them"))
         elif said == ["json_schema"] and "unknown_operations" in section:
-            yield Complaint((*at, "unknown_operations"), "no such key here: only OpenAPI documents know operations")
+            yield Complaint((*at, "unknown_operations"), "no such key here: only OpenAPI documents and descriptor sets know operations")
+        for key in ("unknown_fields", "max_message_bytes"):
+            if key in section and said != ["protobuf"]:
+                yield Complaint((*at, key), "no such key here: it is one of protobuf")
 
 
 def validation_files(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str | int, ...], object]]:
     """(place, path) of the files that they name."""
     for at, section in _sections(values):
-        for key in ("openapi", "json_schema"):
+        for key in _DOCUMENTS:
             yield (*at, key), section.get(key)
 
 
