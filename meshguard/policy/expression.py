@@ -55,7 +55,7 @@ _INDEXED = re.compile(r"""\[\s*('[^'\\]*'|"[^"\\]*")\s*\]|('[^'\\]*'|"[^"\\]*")\
 class ExpressionCondition:
     """One expression. Raises ValueError, with words, for one that does not parse or is not a condition."""
 
-    __slots__ = ("_evaluate", "_names", "_near", "_words", "identity", "needs_body", "needs_claims", "readings", "text")
+    __slots__ = ("_evaluate", "_near", "_needs_now", "_plain", "_words", "identity", "needs_body", "needs_claims", "readings", "text")
     kind = "expression"
 
     def __init__(self, source: str, readings: Sequence[Reading] = (JSON,)) -> None:
@@ -68,9 +68,11 @@ class ExpressionCondition:
         if expression.return_type() != bool_type:
             raise ValueError(f"a CEL expression that is true or false, not {expression.return_type().name()} (compare it with something)")
         self._evaluate = expression.eval
-        self._names = tuple(name for name in VARIABLES if re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", source))
-        self.needs_claims = "claims" in self._names
-        self.needs_body = "body" in self._names
+        names = [name for name in VARIABLES if re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", source)]
+        self._plain = tuple(name for name in names if name not in ("claims", "now", "body"))
+        self._needs_now = "now" in names
+        self.needs_claims = "claims" in names
+        self.needs_body = "body" in names
         self.readings = tuple(readings)
         self._words = _members(source) if self.needs_body else frozenset()
         self._near = frozenset(map(folded_name, self._words))
@@ -87,24 +89,22 @@ class ExpressionCondition:
 
     def _result(self, facts: Facts, claims: Mapping[str, object] | None) -> bool | None:
         """None where it cannot be evaluated: a key that is not there, a value of another type, too much work."""
-        data: dict[str, object] = {}
-        for name in self._names:
-            if name == "claims":
-                data[name] = claims or {}
-            elif name == "now":
-                data[name] = datetime.fromtimestamp(facts.now, UTC)
-            elif name == "body":
-                body = facts.body(self.readings)
-                if body.reading is None or self._is_doubtful(body):
-                    return None
-                data[name] = body.value
-            else:
-                data[name] = facts.value(name)
+        value = facts.value
+        data = {name: value(name) for name in self._plain}
+        if self.needs_claims:
+            data["claims"] = claims or {}
+        if self._needs_now:
+            data["now"] = datetime.fromtimestamp(facts.now, UTC)
+        if self.needs_body:
+            body = facts.body(self.readings)
+            if body.reading is None or self._is_doubtful(body):
+                return None
+            data["body"] = body.value
         try:
-            value = self._evaluate(data=data).value()
+            result = self._evaluate(data=data).value()
         except RuntimeError:
             return None
-        return value if value is True or value is False else None  # only a result of type BOOL has one of these two
+        return result if result is True or result is False else None  # only a result of type BOOL has one of these two
 
     def _is_doubtful(self, body: Body) -> bool:
         words, near = self._words, self._near

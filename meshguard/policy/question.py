@@ -86,10 +86,13 @@ class Question:
 
 def identity_value(name: str, principal: Principal | None) -> str:
     """An `identity.` variable of an expression; empty without an identity. Raises KeyError for another name."""
-    if principal is None:
-        return ""
-    values = {"identity.spiffe_id": principal.spiffe_id, "identity.trust_domain": principal.trust_domain, "identity.path": principal.path}
-    return values[name]
+    if name == "identity.spiffe_id":
+        return "" if principal is None else principal.spiffe_id
+    if name == "identity.trust_domain":
+        return "" if principal is None else principal.trust_domain
+    if name == "identity.path":
+        return "" if principal is None else principal.path
+    raise KeyError(name)
 
 
 def ask(policy: CompiledPolicy, principal: Principal | None, question: Question) -> Permit | Denial:

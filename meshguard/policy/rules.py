@@ -93,7 +93,10 @@ class Rule:
     def applies(self, facts: Facts, claims: Mapping[str, object] | None) -> bool:
         """Whether every condition is met, judged by the rule's effect."""
         if self.allow:
-            return all(condition.allows(facts, claims) for condition in self.conditions)
+            for condition in self.conditions:  # noqa: SIM110 - a generator costs half a microsecond more
+                if not condition.allows(facts, claims):
+                    return False
+            return True
         return all(condition.denies(facts, claims) for condition in self.conditions)
 
     def may_apply(self, facts: Facts, claims: Mapping[str, object] | None) -> bool:
