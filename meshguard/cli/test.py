@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+from meshguard.model.errors import MeshguardError
+
 if TYPE_CHECKING:
-    from meshguard.policy.bodies import Body, Reading
+    from meshguard.policy.bodies import Body, Messages, Reading
     from meshguard.policy.compiled import CompiledPolicy
     from meshguard.policy.documents import PolicyDocument, TestRequestDocument
     from meshguard.policy.testing import TestResult, TestRun
@@ -95,11 +97,30 @@ def _canonicalise(target: str) -> tuple[str, tuple[str, ...]]:
 
 def _bodies(path: str, request: TestRequestDocument) -> Callable[[Sequence[Reading]], Body]:
     """The reader of a tested request's body, that of the data plane."""
-    from meshguard.pipeline.bodies import BodyReader
+    from meshguard.pipeline.bodies import BodyReader, kind_of
 
     headers = {"content-type": ["application/json"], **request.headers}
-    octets = request.body if isinstance(request.body, str) else json.dumps(request.body, ensure_ascii=False)
-    return BodyReader(path, lambda name: list(headers.get(name, ())), octets.encode(), _TESTED_BYTES).read
+    media_type = headers["content-type"][0] if headers["content-type"] else ""
+
+    def read(readings: Sequence[Reading]) -> Body:
+        octets = request.body.encode() if isinstance(request.body, str) else json.dumps(request.body, ensure_ascii=False).encode()
+        messages = next((reading.messages for reading in readings if reading.messages is not None), None)
+        if kind_of(media_type) == "protobuf" and messages is not None and isinstance(request.body, dict):
+            octets = _message(messages, path, request.body, framed=media_type.startswith("application/grpc"))
+        return BodyReader(path, lambda name: list(headers.get(name, ())), octets, _TESTED_BYTES).read(readings)
+
+    return read
+
+
+def _message(messages: Messages, path: str, values: dict[str, Any], *, framed: bool) -> bytes:
+    """The values of a test as the message that a client would send."""
+    try:
+        message = messages.write(path, values)
+    except LookupError:
+        return b"\xff"  # no method with one message: no rule can read what is sent there
+    except ValueError as exc:
+        raise MeshguardError(f"the body of a test of {path}: expected {exc}") from None
+    return b"\0" + len(message).to_bytes(4, "big") + message if framed else message
 
 
 def _print(run: TestRun, policy: CompiledPolicy) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from meshguard.fields.protobuf_descriptor import DescriptorError
 from meshguard.fields.protobuf_schema import MessageType, Schema
-from meshguard.fields.protobuf_values import List, Map, read_message
+from meshguard.fields.protobuf_values import List, Map, read_message, write_message
 
 __all__ = ["BodyMessages"]
 
@@ -33,16 +34,22 @@ class BodyMessages:
     def read(self, path: str, message: bytes) -> object:
         """Raises ValueError; LookupError where the path is no method of the set, or one whose client may send many messages: what comes
         after the first could not be judged before the first is let through."""
-        of = self._named
-        if of is None:
-            method = self._methods[path]
-            if method.many:
-                raise LookupError("a stream")
-            of = method.request
-        value = read_message(message, of, repeated=self._repeated, mapped=self._mapped)
+        value = read_message(message, self._of(path), repeated=self._repeated, mapped=self._mapped)
         if _has_nan(value):
             raise ValueError("not a number")
         return value
+
+    def write(self, path: str, values: Mapping[str, object]) -> bytes:
+        """The message of a tested request. Raises ValueError, LookupError."""
+        return write_message(values, self._of(path))
+
+    def _of(self, path: str) -> MessageType:
+        if self._named is not None:
+            return self._named
+        method = self._methods[path]
+        if method.many:
+            raise LookupError("a stream")
+        return method.request
 
     def problem(self, field: str) -> str:
         """What was expected instead of the field, in words; "" where a message that may come has it."""

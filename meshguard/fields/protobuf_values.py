@@ -1,4 +1,5 @@
-"""A protobuf message read into values, strictly: what no two readers could take for two things, and nothing else.
+"""A protobuf message read into values, strictly: what no two readers could take for two things, and nothing else. And, for tests of
+policies, a message made of values.
 
 Readers agree on what serialisers write. On other octets they do not, or agree to drop silently, so those are refused: another wire type
 than the field's own, a singular field or a map key that comes twice, two members of a oneof, a number beyond its type, a text that is no
@@ -11,9 +12,10 @@ reader would have it; other absent fields are absent.
 
 from __future__ import annotations
 
-from binascii import b2a_base64
+from binascii import a2b_base64, b2a_base64
 from collections.abc import Callable, Mapping
 from struct import Struct
+from struct import error as StructError
 from typing import Any
 
 from meshguard.fields.protobuf_schema import (
@@ -38,9 +40,9 @@ from meshguard.fields.protobuf_schema import (
     FieldType,
     MessageType,
 )
-from meshguard.fields.protobuf_wire import MAX_DEPTH, ProtobufError, read_varint, skip_field
+from meshguard.fields.protobuf_wire import MAX_DEPTH, ProtobufError, read_varint, skip_field, varint
 
-__all__ = ["MAX_VALUES", "List", "Map", "MessageError", "read_message"]
+__all__ = ["MAX_VALUES", "List", "Map", "MessageError", "read_message", "write_message"]
 
 MAX_VALUES = 20_000
 """Values of one message: reading them all holds the loop for some 20 ms."""
@@ -266,3 +268,48 @@ def _absent(field: FieldType) -> object:
     if field.enum is not None:
         return field.enum.names.get(0, 0)
     return False if field.kind == BOOL else 0
+
+
+def write_message(values: Mapping[str, object], of: MessageType) -> bytes:
+    """A message with these values, as `read_message` gives them. Raises ValueError, with what was expected, for others."""
+    by_name = {field.name: field for field in of.fields.values()}
+    out = []
+    for name, value in values.items():
+        field = by_name.get(name)
+        if field is None:
+            raise ValueError(of.find(name))
+        if field.repeated and isinstance(value, Mapping) and field.message is not None and field.message.is_map:
+            out += [_written(field, {"key": _key_of(field.message, key), "value": each}) for key, each in value.items()]
+        elif field.repeated:
+            out += [_written(field, each) for each in (value if isinstance(value, list) else [value])]
+        else:
+            out.append(_written(field, value))
+    return b"".join(out)
+
+
+def _written(field: FieldType, value: Any) -> bytes:
+    wire = _WIRE[field.kind]
+    tag = varint(field.number << 3 | wire)
+    try:
+        if field.message is not None:
+            inner = write_message(value, field.message)
+            return tag + inner + varint(field.number << 3 | _END) if wire == _START else tag + varint(len(inner)) + inner
+        if field.kind in _FIXED:
+            return tag + _FIXED[field.kind].pack(value)
+        if field.kind in (STRING, BYTES):
+            octets = a2b_base64(value, strict_mode=True) if field.kind == BYTES else value.encode()
+            return tag + varint(len(octets)) + octets
+        number = value
+        if field.enum is not None and isinstance(value, str):
+            number = {name: number for number, name in field.enum.names.items()}[value]
+        low, high = _RANGES[field.kind]
+        if not low <= number <= high:
+            raise ValueError
+        return tag + varint(number << 1 ^ number >> 63 if field.kind in (SINT32, SINT64) else int(number) & (1 << 64) - 1)
+    except (AttributeError, TypeError, ValueError, KeyError, StructError):
+        raise ValueError(f"a value of the type of {field.full_name}") from None
+
+
+def _key_of(entry: MessageType, key: str) -> object:
+    kind = entry.fields[1].kind
+    return key if kind == STRING else key == "true" if kind == BOOL else int(key)

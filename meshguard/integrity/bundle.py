@@ -41,8 +41,8 @@ class BundleError(MeshguardError):
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """`documents` by name, in their order, and `files` that are none; times in epoch seconds; `digest` is the SHA-256 of the signed payload;
-    `reason` and `until` are those of break-glass (`until` 0: a regular bundle); `signers` are key ids, filled by `open_bundle`."""
+    """`documents` by name, in their order, and `files` that are none; times in epoch seconds; `digest` is the SHA-256 of the signed
+    payload; `reason` and `until` are those of break-glass (`until` 0: a regular bundle); `signers` are key ids, filled by `open_bundle`."""
 
     name: str
     version: int

@@ -340,10 +340,14 @@ def decide(journey: Journey, exchange: Exchange) -> object:
         exchange.delegation = plan.token_reader.read(exchange, journey.quarantine)
     if isinstance(outlook, Conditional):
         facts = RequestFacts(exchange, time())
-        verdict = outlook.without_body(facts) if outlook.needs_body else outlook.decide(facts)
+        verdict = outlook.without_body(facts) if outlook.needs_body or outlook.shadow_body else outlook.decide(facts)
         exchange.subject, exchange.issuer = facts.subject, facts.issuer
         if verdict is None:
             return HOLD if exchange.inspection(journey).begin_decision(exchange, facts) else judge(journey, exchange)
+        if outlook.shadow_body and isinstance(verdict, Permit):
+            held = exchange.inspection(journey).begin_shadow(exchange, facts)
+            if held is not None:
+                return HOLD if held else judge(journey, exchange)
     else:
         verdict = outlook
     return _settle(exchange, plan, verdict, facts)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 
 from meshguard.fields.transforms import WIRE, Reader, Transform
 from meshguard.model.errors import RequestError
-from meshguard.model.messages import CHUNKED, ResponseHead
+from meshguard.model.messages import CHUNKED, NO_BODY, ResponseHead
 from meshguard.model.reasons import (
     BODY_OVER_LIMIT,
     INTERNAL_ERROR,
@@ -55,6 +55,7 @@ class RequestInspection:
         "_reader",
         "_representation",
         "_request_body",
+        "_reserved",
         "_response",
         "_size",
         "_stream",
@@ -67,6 +68,7 @@ class RequestInspection:
         self._body = bytearray()
         self._size = 0
         self._held = 0
+        self._reserved = 0  # octets of `_held` that were taken for a body before it came
         self._request_body: bytes | None = None
         self._response: ResponseHead | None = None
         self._representation: Representation | None = None
@@ -99,6 +101,23 @@ class RequestInspection:
         if head.expect:
             exchange.send_continue()
         return True
+
+    def begin_shadow(self, exchange: Exchange, facts: RequestFacts) -> bool | None:
+        """As `begin_decision`, for shadow rules. None: not read, because it might refuse a request that no rule refuses: a body of unknown
+        length could turn out too long. What may be held is taken before, so that nothing fails later."""
+        head = exchange.head
+        if head is not None and head.length > 0:
+            if head.length > self._journey.budget.body_bytes:
+                return None
+            try:
+                self._journey.budget.take(head.length, head.length)
+            except RequestError:
+                return None
+            self._held += head.length
+            self._reserved = head.length
+        elif head is None or head.length != NO_BODY:
+            return None
+        return self.begin_decision(exchange, facts)
 
     def _decide(self, exchange: Exchange, error: RequestError | None = None) -> None:
         """The body is whole, or `error` says why it never will be: then no rule can read it, and whatever comes of that, it is refused."""
@@ -300,8 +319,9 @@ class RequestInspection:
 
     def _gather(self, data: bytes) -> None:
         self._size += len(data)
-        self._journey.budget.take(len(data), self._size)
-        self._held += len(data)
+        if self._size > self._reserved:
+            self._journey.budget.take(len(data), self._size)
+            self._held += len(data)
         self._body += data
 
     def _hold(self, held: int) -> None:

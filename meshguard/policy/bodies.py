@@ -42,6 +42,9 @@ class Messages(Protocol):
     def read(self, path: str, message: bytes) -> object:
         """Fields by name of a message that is the body of a call to `path`. Raises ValueError for one that cannot be read."""
 
+    def write(self, path: str, values: Mapping[str, object]) -> bytes:
+        """The message with these values, for tests of policies. Raises ValueError, LookupError."""
+
     def problem(self, field: str) -> str:
         """What was expected instead of the field at this dotted path, in words; empty where some message has it."""
 

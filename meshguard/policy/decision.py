@@ -158,12 +158,14 @@ class Conditional:
 
     needs_claims   the verdict depends on the token: verify it, refuse the request when it is invalid
     needs_body     the verdict may depend on the body: ask `without_body` first
+    shadow_body    a shadow rule looks at the body: it is read for it only where that can change nothing
     shadow_claims  only a shadow rule asks for the token: an invalid one must not refuse the request
     template       the path template of the first rule that may allow it, "" when none may (for `http.route`)
     """
 
     __slots__ = (
-        "_allowed", "_allows", "_binding", "_denies", "_request", "_shadow", "needs_body", "needs_claims", "shadow_claims", "template",
+        "_allowed", "_allows", "_binding", "_denies", "_request", "_shadow", "needs_body", "needs_claims", "shadow_body", "shadow_claims",
+        "template",
     )  # fmt: skip
 
     def __init__(
@@ -185,6 +187,7 @@ class Conditional:
         self.template = "" if first is None else first[2].text
         self.needs_claims = any(map(_needs_claims, denies)) or any(map(_needs_claims, allows))
         self.needs_body = any(rule.needs_body for rule, _, _ in (*denies, *allows))
+        self.shadow_body = any(rule.needs_body for rule, _, _ in shadow)
         self.shadow_claims = not self.needs_claims and any(map(_needs_claims, shadow))
 
     def decide(self, facts: Facts) -> Permit | Denial:

@@ -99,7 +99,7 @@ class ExpressionCondition:
             body = facts.body(self.readings)
             if body.reading is None or self._is_doubtful(body):
                 return None
-            data["body"] = body.value
+            data["body"] = body.value if body.reading.kind == "json" else _plain(body.value)
         try:
             result = self._evaluate(data=data).value()
         except RuntimeError:
@@ -112,6 +112,13 @@ class ExpressionCondition:
             return True
         value = body.value
         return body.reading is FORM and isinstance(value, dict) and any(isinstance(value.get(word), Repeated) for word in words)
+
+
+def _plain(value: object) -> object:
+    """Lists and maps of the types that the library knows."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list) else value
 
 
 def _members(source: str) -> frozenset[str]:

@@ -42,6 +42,15 @@ def proxy(mesh: Mesh, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prox
             {"id": "no-big", "deny": "anyone", "methods": ["POST"], "paths": ["/cel"], "when": _BIG},
             {"id": "cel", "allow": caller, "methods": ["POST"], "paths": ["/cel"]},
             {"id": "own", "allow": caller, "methods": ["POST"], "paths": ["/own"], "when": "body.owner == identity.spiffe_id"},
+            {
+                "id": "shadow",
+                "deny": "anyone",
+                "methods": ["POST"],
+                "paths": ["/shadowed"],
+                "body": {"json": {"$.level": {"above": 5}}},
+                "shadow": True,
+            },
+            {"id": "shadowed", "allow": caller, "methods": ["POST"], "paths": ["/shadowed"]},
             {"id": "closed", "deny": "anyone", "paths": ["/users/closed"]},
             {
                 "id": "mixed",
@@ -312,6 +321,27 @@ def test_the_record_says_that_the_body_was_judged_and_not_what_it_says(engine: s
     since = proxy.mark()
     send(proxy, mesh, engine, "/open", b"{}")
     assert "body" not in proxy.decision_where(lambda each: each["what"]["path"] == "/open", "the record", since)["why"]
+
+
+@engines
+def test_shadow_rules_change_nothing(engine: str, proxy: Proxy, mesh: Mesh) -> None:
+    """A shadow rule reads the body only where reading it cannot fail; then it tells, and in any case the request passes."""
+    told = [{"rule": "shadow", "effect": "would_deny"}]
+    big = b'{"level":9,"x":"' + b"a" * LIMIT + b'"}'
+    for body, framed, fields, shadow in (
+        (b'{"level":9}', None, [JSON], told),
+        (b'{"level":1}', None, [JSON], None),
+        (b"{", None, [JSON], told),  # what it could not read it would deny
+        (b'{"level":1}', None, ["Content-Type: text/plain"], told),
+        (b"", None, [JSON], told),
+        (big, None, [JSON], None),
+        (b"", b"b\r\n" + b'{"level":9}' + b"\r\n0\r\n\r\n", [JSON], None),
+    ):
+        since = proxy.mark()
+        assert send(proxy, mesh, engine, "/shadowed", body, *fields, framed=framed) == (200, "", True), body[:20]
+        record = proxy.decision_where(lambda each: each["what"]["path"] == "/shadowed", "the record", since)
+        assert record["why"].get("shadow") == shadow, body[:20]
+        assert mesh.upstream.requests[-1].body == (b'{"level":9}' if framed else body)
 
 
 def test_http2(proxy: Proxy, mesh: Mesh) -> None:
