@@ -115,7 +115,7 @@ class _Run:
             tag, position = read_varint(data, position)
             number, wire = tag >> 3, tag & 7
             if wire == _END:
-                if number != group:
+                if not group or number != group:
                     raise MessageError("a group that ends as another one", path)
                 ended = True
                 break

@@ -114,6 +114,7 @@ BAD = {
     "a packed list of half a number": (text(14, b"\0\0\0"), ("rates", 0)),
     "field number 0": (b"\x00\x00", ()),
     "the end of a group": (tag(3, 4), ()),
+    "the end of no group": (text(1, b"a") + tag(0, 4), ()),
     "a group": (tag(500, 3), ()),
 }
 
