@@ -17,7 +17,7 @@ from meshguard.fields.representation import NotReadableError, Representation, pa
 from meshguard.fields.streams import RecordTooLongError
 from meshguard.model.messages import NO_BODY
 from meshguard.model.reasons import BODY_INVALID, BODY_NOT_INSPECTABLE, BODY_OVER_LIMIT, Reason
-from meshguard.policy.bodies import Body, Reading, Repeated, names_in
+from meshguard.policy.bodies import VEILED, Body, Reading, Repeated, names_in
 from meshguard.validation.json_text import read_document
 from meshguard.validation.violation import Violation
 
@@ -102,7 +102,9 @@ class BodyReader:
         if body is None:
             try:
                 value, names = self._value(reading, self._octets)
-                body = Body(reading, value, names=names)
+                veiled = _veil(value)
+                body = Body(reading, veiled, names=names)
+                body.is_plain = veiled is value and reading.kind == "json"
             except _Unread as exc:
                 body = Body(reason=exc.reason)
             self._bodies[reading] = body
@@ -149,6 +151,34 @@ class BodyReader:
         if len(messages) != 1:
             raise ProtobufError("one message in a call that takes one")
         return messages[0]
+
+
+_MARKS = ("eyJ", "tok_", "tkr_", "hmac_")
+"""How envelopes and tokens of field rules begin."""
+
+
+def _veil(value: object) -> object:
+    """The value with what is sealed in it, or a token, made unreadable to rules; the very object where nothing is."""
+    stack, marked = [value], False
+    while stack and not marked:
+        each = stack.pop()
+        if isinstance(each, str):
+            marked = each.startswith(_MARKS)
+        elif isinstance(each, dict):
+            stack += each.values()
+        elif isinstance(each, list):
+            stack += each
+    return _veiled(value) if marked else value
+
+
+def _veiled(value: object) -> object:
+    from meshguard.fields.protobuf_body import looks_protected  # few bodies have anything that is
+
+    if isinstance(value, str):
+        return VEILED if value.startswith(_MARKS) and looks_protected(value.encode()) else value
+    if isinstance(value, dict):
+        return type(value)({key: _veiled(each) for key, each in value.items()})
+    return type(value)(map(_veiled, value)) if isinstance(value, list) else value
 
 
 def _form(pairs: Sequence[tuple[str, str]]) -> tuple[object, frozenset[str]]:

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from meshguard.policy.body_documents import BodyDocument, ValueDocument
     from meshguard.policy.conditions import Facts
 
-__all__ = ["FORM", "JSON", "Body", "BodyCondition", "Entries", "Messages", "Reading", "Repeated", "folded_name", "names_in"]
+__all__ = [
+    "FORM", "JSON", "VEILED", "Body", "BodyCondition", "Entries", "Messages", "Reading", "Repeated", "folded_name", "names_in",
+]  # fmt: skip
 
 _DROPPED = str.maketrans("", "", " ._-")
 _DECIMAL = re.compile(r"-?[0-9]{1,40}(?:\.[0-9]{1,40})?")
@@ -85,11 +87,20 @@ class Entries(dict[str, object]):
     __slots__ = ()
 
 
+class Veiled:
+    """A value that is sealed, or a token for one. What it will be when it is opened nobody knows: it has no type that a rule names."""
+
+    __slots__ = ()
+
+
+VEILED = Veiled()
+
+
 class Body:
     """What came of a body. `reading` is the one that read it, None where none could; then `reason` says why, None where there is no body.
-    `names` are all member names in it."""
+    `names` are all member names in it. `is_plain`: its value is one of JSON, with nothing that only this package knows."""
 
-    __slots__ = ("names", "reading", "reason", "value")
+    __slots__ = ("is_plain", "names", "reading", "reason", "value")
 
     def __init__(
         self, reading: Reading | None = None, value: object = None, reason: Reason | None = None, names: frozenset[str] = frozenset()
@@ -98,6 +109,7 @@ class Body:
         self.value = value
         self.reason = reason
         self.names = names
+        self.is_plain = False
 
 
 def folded_name(name: str) -> str:

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from meshguard.model.errors import DocumentError, Problem
 from meshguard.policy.bodies import JSON, BodyCondition, Messages, Reading
-from meshguard.policy.body_documents import BodyDocument
 from meshguard.policy.compiled import CompiledPolicy
 from meshguard.policy.conditions import USER, ChainCondition, ClaimCondition, Condition, HeaderCondition, TimeCondition
 from meshguard.policy.digest import policy_digest
@@ -24,6 +23,9 @@ from meshguard.policy.paths import Template, folded, parse_template
 from meshguard.policy.principals import PrincipalIndex, PrincipalPattern, parse_principal
 from meshguard.policy.rules import ANYONE, AUTHENTICATED, Role, Rule
 from meshguard.policy.unreachable import unreachable
+
+if TYPE_CHECKING:
+    from meshguard.policy.body_documents import BodyDocument
 
 __all__ = ["Descriptors", "compile"]
 

@@ -12,8 +12,8 @@ import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic_core import core_schema
 
-from meshguard.policy.body_documents import BodyDocument
 from meshguard.policy.paths import parse_template
 from meshguard.policy.principals import parse_principal
 from meshguard.policy.times import Clock, Moment, parse_clock, parse_moment, parse_timezone
@@ -248,6 +248,26 @@ class ChainDocument(_Document):
         return self
 
 
+class _Body:
+    """`BodyDocument`, built for the first rule that has one: most policies have none, and it weighs half a megabyte."""
+
+    @staticmethod
+    def _validated(value: object) -> object:
+        from meshguard.policy.body_documents import BodyDocument
+
+        return None if value is None else BodyDocument.model_validate(value)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: object) -> Any:
+        return core_schema.no_info_plain_validator_function(cls._validated)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: object, handler: Any) -> Any:
+        from meshguard.policy.body_documents import BodyDocument
+
+        return handler(core_schema.nullable_schema(BodyDocument.__pydantic_core_schema__))
+
+
 class RuleDocument(_Document):
     """One rule: who may (`allow`) or may not (`deny`) do what. Exactly one of the two.
 
@@ -275,7 +295,7 @@ class RuleDocument(_Document):
     claims: Annotated[dict[ClaimPath, ClaimValues], Field(min_length=1, max_length=32)] | None = None
     chain: ChainDocument | None = None
     times: Annotated[list[WindowDocument], Field(min_length=1, max_length=64)] | None = None
-    body: BodyDocument | None = None
+    body: Annotated[Any, _Body] = None
     when: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
     shadow: bool = False
 

@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from meshguard.policy.bodies import FORM, JSON, Repeated, folded_name
+from meshguard.policy.bodies import FORM, JSON, VEILED, Repeated, folded_name
 
 if TYPE_CHECKING:
     from meshguard.policy.bodies import Body, Reading
@@ -99,7 +99,7 @@ class ExpressionCondition:
             body = facts.body(self.readings)
             if body.reading is None or self._is_doubtful(body):
                 return None
-            data["body"] = body.value if body.reading.kind == "json" else _plain(body.value)
+            data["body"] = body.value if body.is_plain else _plain(body.value)
         try:
             result = self._evaluate(data=data).value()
         except RuntimeError:
@@ -115,9 +115,9 @@ class ExpressionCondition:
 
 
 def _plain(value: object) -> object:
-    """Lists and maps of the types that the library knows."""
+    """Lists and maps of the types that the library knows. A sealed member is left out: asking for it is an error."""
     if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: _plain(each) for key, each in value.items() if each is not VEILED}
     return [_plain(each) for each in value] if isinstance(value, list) else value
 
 

@@ -26,7 +26,7 @@ SECRET = "planted-9911-value"
 
 @pytest.fixture(scope="module")
 def proxy(mesh: Mesh, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    limits = {"inspect_body_bytes": LIMIT}
+    limits = {"inspect_body_bytes": LIMIT, "body_idle_s": 1}
     config = {
         "identity": mesh.identity(directory := tmp_path_factory.mktemp("body-rules")),
         "listeners": {engine: {"tls": "mutual", "to": "app", "engine": engine, "limits": limits} for engine in ENGINES},
@@ -342,6 +342,22 @@ def test_shadow_rules_change_nothing(engine: str, proxy: Proxy, mesh: Mesh) -> N
         record = proxy.decision_where(lambda each: each["what"]["path"] == "/shadowed", "the record", since)
         assert record["why"].get("shadow") == shadow, body[:20]
         assert mesh.upstream.requests[-1].body == (b'{"level":9}' if framed else body)
+
+
+@engines
+def test_a_body_that_does_not_come_ends_in_time(engine: str, proxy: Proxy, mesh: Mesh) -> None:
+    mark = mesh.upstream.mark()
+    with RawClient(proxy.address(engine), mesh.client("billing")) as client:
+        client.send(get("/transfers", method="POST", fields=[JSON, "Content-Length: 14"]) + b'{"amount"', expect="POST")
+        eventually(lambda: proxy.metric("meshguard_inspection_held_bytes") == 9, "the octets that came")
+        assert client.response().status == 408
+        client.assert_closed()
+    eventually(lambda: proxy.metric("meshguard_inspection_held_bytes") == 0, "an empty inspection budget")
+    with RawClient(proxy.address(engine), mesh.client("billing")) as client:  # and who leaves gives it back too
+        client.send(get("/transfers", method="POST", fields=[JSON, "Content-Length: 14"]) + b'{"amount"', expect="POST")
+        eventually(lambda: proxy.metric("meshguard_inspection_held_bytes") == 9, "the octets that came")
+    eventually(lambda: proxy.metric("meshguard_inspection_held_bytes") == 0, "an empty inspection budget")
+    assert mesh.upstream.since(mark) == []
 
 
 def test_http2(proxy: Proxy, mesh: Mesh) -> None:

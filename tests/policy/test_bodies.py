@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshguard.cli.audit_replay import replay_entry
+from meshguard.fields.envelope import Envelope
 from meshguard.model.errors import DocumentError
 from meshguard.model.verdicts import Denial, Permit
 from meshguard.pipeline.bodies import BodyReader
@@ -23,6 +24,7 @@ from meshguard.policy.diff import diff
 from meshguard.policy.explain import explain
 from meshguard.policy.question import Question, ask
 from tests.fields.orders_proto import descriptor_set
+from tests.fields.parts import keyset
 from tests.harness.proxy import ROOT
 from tests.policy.build import BILLING, caller, outcome, policy
 
@@ -150,6 +152,16 @@ def test_a_deny_rule_holds_wherever_an_allow_rule_would(value: Any) -> None:
     for rule in ({"$.role": "admin"}, {"$..role": {"present": True}}, {"$.a[*].role": {"max": 2}}, {"$.b": {"absent": True}}):
         allowed, denied = judged({"body": {"json": rule}}, value)
         assert denied or not allowed
+
+
+def test_what_is_sealed_cannot_be_compared() -> None:
+    """It may be opened to anything after the decision."""
+    value = b'{"role":%b,"x":"eyJhbGciOiJIUzI1NiJ9.e30.x"}'
+    sealed = Envelope(keyset("k"), "f").seal(b'"admin"', bytes(12))
+    for rule in ({"body": {"json": {"$.role": "admin"}}}, {"when": "body.role == 'admin'"}):
+        assert judged(rule, value % b'"admin"') == MATCHES
+        assert judged(rule, value % b'"user"') == NOT
+        assert judged(rule, value % sealed) == DOUBT
 
 
 def _outlook(compiled: CompiledPolicy) -> Conditional:
