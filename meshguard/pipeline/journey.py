@@ -282,6 +282,8 @@ def identify(journey: Journey, exchange: Exchange) -> object:
         raise RequestError(IDENTITY_EXPIRED)
     if journey.isolated is not None:
         raise RequestError(QUARANTINED if peer.outbound else UPSTREAM_QUARANTINED, "this workload is quarantined")
+    if exchange.has_begun:
+        return None
     if journey.draining:
         raise RequestError(DRAINING)
     if journey.shedding:

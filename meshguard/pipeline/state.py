@@ -152,6 +152,11 @@ class ExchangeState(Call):
         return self.client or self.peer.client_address
 
     @property
+    def has_begun(self) -> bool:
+        """It was let in before, and its body has been read since: a drain or a shortage concerns new requests only."""
+        return self._inspection is not None
+
+    @property
     def violation(self) -> str:
         """Where in the request its contract was broken, if this client may know."""
         return self._inspection.place if self.refusal in _OF_A_CONTRACT and self._inspection is not None else ""

@@ -382,6 +382,18 @@ def test_a_body_is_judged_by_the_policy_in_force_when_it_is_whole(proxy: Proxy, 
             assert client.response().status == status
 
 
+def test_a_drain_lets_a_body_that_decides_come(proxy: Proxy, mesh: Mesh) -> None:
+    proxy.write_policy("p.yaml", BY_BODY)
+    assert "reloaded" in proxy.reload()
+    with RawClient(proxy.address("default"), mesh.client("billing")) as client:
+        client.send(get("/a/x", method="POST", fields=["Content-Type: application/json", "Content-Length: 7"]) + b'{"n"', expect="POST")
+        eventually(lambda: proxy.metric("meshguard_inspection_held_bytes") == 4, "the first half of the body")
+        proxy.signal(signal.SIGTERM)
+        eventually(lambda: proxy.admin("/readyz")[0] != 200, "the drain")
+        client.send(b":5}")
+        assert client.response().status == 200
+
+
 def test_a_long_call_stays_while_the_conditions_on_its_body_do(proxy: Proxy, mesh: Mesh) -> None:
     proxy.write_policy("p.yaml", BY_BODY)
     assert "reloaded" in proxy.reload()
