@@ -54,6 +54,7 @@ class UsualDecision:
             or record.operations
             or record.subject
             or record.detail
+            or record.body_judged
             or record.chain
             or record.websocket is not None
             or record.grpc_end

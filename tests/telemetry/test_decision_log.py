@@ -319,6 +319,7 @@ def test_the_short_way_tells_what_the_long_way_tells(data: st.DataObject) -> Non
             grpc_end=draw(st.sampled_from([None, None, b"grpc-status: 0\r\n"])),
             operations=draw(st.sampled_from([(), (), (FieldOperation("seal", "card"),)])),
         )
+        record.body_judged = draw(st.sampled_from([False, False, True]))
         when = record.started + OFFSET
         told = log.tell(record, OFFSET)
         assert told == log._line(record, int((when - int(when)) * 1e6))
