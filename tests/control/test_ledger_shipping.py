@@ -315,3 +315,15 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_ship_section_leads_somewhere() -> None:
     with pytest.raises(ValueError, match="leave the section out"):
         ShipConfig()
+
+
+@pytest.mark.parametrize("wrong", [{"stream": "a b"}, {"stream": ""}, {"subject": "a..b"}, {"subject": "a.>"}, {"servers": ["http://x:1"]}])
+def test_names_of_streams_are_plain(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="letters, digits|a URL such as"):
+        NatsConfig(**{"servers": ["nats://127.0.0.1:4222"], **wrong})
+
+
+def test_names_of_buckets_are_plain() -> None:
+    for wrong in ({"bucket": "a?b"}, {"bucket": "ab"}, {"bucket": "abc", "prefix": "a b"}, {"bucket": "abc", "region": "eu&"}):
+        with pytest.raises(ValueError, match=r"letters, digits|at least 3"):
+            S3Config(**wrong)

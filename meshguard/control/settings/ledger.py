@@ -35,6 +35,27 @@ def _nats(value: str) -> str:
     return url_of(value, ("nats", "tls"), "tls://nats.example:4222")
 
 
+_LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
+
+
+def _token(value: str) -> str:
+    if not value or len(value) > 64 or not _LETTERS.issuperset(value):
+        raise ValueError("letters, digits, dashes and underscores, at most 64")
+    return value
+
+
+def _subject(value: str) -> str:
+    for part in value.split("."):
+        _token(part)
+    return value
+
+
+def _plain(value: str) -> str:
+    if not (_LETTERS | frozenset("./")).issuperset(value):
+        raise ValueError("letters, digits and . _ / - only")
+    return value
+
+
 class CheckpointConfig(Section):
     """Signed checkpoints of the tree. A copy kept elsewhere is what shows that the ledger was cut short or replaced."""
 
@@ -70,9 +91,9 @@ class RetentionConfig(Section):
 class S3Config(Section):
     """A bucket of S3 or of what speaks its protocol. Credentials: as of AWS SDKs (environment, web identity, container, instance)."""
 
-    bucket: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
-    prefix: str = Field(default="", pattern=r"^[A-Za-z0-9._/-]*$", max_length=512, description="Of the object names, such as meshguard/.")
-    region: str | None = Field(default=None, pattern=r"^[a-z0-9-]+$", description="Default: AWS_REGION.")
+    bucket: Annotated[str, AfterValidator(_plain)] = Field(min_length=3, max_length=63)
+    prefix: Annotated[str, AfterValidator(_plain)] = Field(default="", max_length=512, description="Of the object names, as meshguard/.")
+    region: Annotated[str, AfterValidator(_plain)] | None = Field(default=None, description="Default: AWS_REGION.")
     endpoint: Annotated[str, AfterValidator(_http)] | None = Field(default=None, description="Default: https://s3.REGION.amazonaws.com.")
     ca: DocumentPath | None = None
 
@@ -81,8 +102,8 @@ class NatsConfig(Section):
     """A JetStream stream: entries under a checkpoint, as JSON lines, in order, each once. Needs `meshguard[nats]`."""
 
     servers: list[Annotated[str, AfterValidator(_nats)]] = Field(min_length=1)
-    stream: str = Field(default="MESHGUARD_LEDGER", pattern=r"^[A-Za-z0-9_-]{1,64}$", description="Made when it is not there.")
-    subject: str = Field(default="meshguard.ledger", pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$", description="Start of the subjects.")
+    stream: Annotated[str, AfterValidator(_token)] = Field(default="MESHGUARD_LEDGER", description="Made when it is not there.")
+    subject: Annotated[str, AfterValidator(_subject)] = Field(default="meshguard.ledger", description="Start of the subjects.")
     credentials: DocumentPath | None = Field(default=None, description="A .creds file.")
     ca: DocumentPath | None = None
 
