@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from meshguard import __version__
@@ -34,6 +34,8 @@ class LedgerService:
         if config is None:
             raise MeshguardError("no ledger is configured")
         self._config = config
+        self.on_checkpoint: Callable[[str], None] | None = None
+        """Told the note of each checkpoint, in the ledger's thread."""
         domain = configuration.identity.trust_domain if configuration.identity is not None else ""
         signer = load_signer(config, domain or "localhost", make=configuration.profile == "development")
         self.signer = signer
@@ -88,6 +90,8 @@ class LedgerService:
         from meshguard.control.ledger_publish import publish
 
         publish(self._config.checkpoints, self.opened, commit)
+        if self.on_checkpoint is not None:
+            self.on_checkpoint(commit.note)
 
     async def keep(self) -> None:
         """Keeps its segments in order until it is cancelled."""

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field
 
 from meshguard.control.settings.bundle import BundleConfig
 from meshguard.control.settings.clusters import ClusterConfig
+from meshguard.control.settings.fleet import FleetConfig
 from meshguard.control.settings.identity import IdentityConfig, JwtConfig
 from meshguard.control.settings.keys import KeysetConfig
 from meshguard.control.settings.ledger import LedgerConfig
@@ -38,6 +39,7 @@ class Configuration(Section):
         default=[], description="Files, and directories with *.yaml, *.yml, *.json. Needed, unless there is a `bundle`."
     )
     bundle: BundleConfig | None = Field(default=None, description="Policy from signed bundles only.")
+    fleet: FleetConfig | None = Field(default=None, description="The store that instances share; absent: there is none.")
     keys: dict[Name, KeysetConfig] = Field(default={}, description="Keysets for protected fields.")
     decision_log: DecisionLogConfig = Field(default={}, validate_default=True)
     ledger: LedgerConfig | None = None

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from meshguard.control.inputs import Inputs, bundle_settings
+from meshguard.control.inputs import Inputs, bundle_keeper
 from meshguard.control.judgements import refuse_restart_only
 from meshguard.control.keyring import Keyring
 from meshguard.control.memory import release_start_pages
@@ -169,11 +169,11 @@ class _Template:
 
     def _fetched(self) -> BundleKeeper | None:
         """The bundles, asked for anew where they come from a URL. A loop of its own, which leaves nothing running."""
-        config = self._load_configuration().configuration.bundle
-        if config is None:
+        configuration = self._load_configuration().configuration
+        if configuration.bundle is None:
             return None
         if self._bundles is None:
-            self._bundles = BundleKeeper(bundle_settings(config))
+            self._bundles = bundle_keeper(configuration)
         asyncio.run(self._bundles.fetch_first())
         return self._bundles
 
