@@ -114,6 +114,7 @@ class Process:
         self._fleet = fleet = self._join_fleet(configuration, identity)
         contain = fleet.contained.node if fleet is not None else runtime.contain
         self._quarantine = quarantine = QuarantineRegister(configuration.quarantine.path, contain)
+        quarantine.tell = runtime.keyring.tell = telemetry.event
         runtime.on_look = self._look
         self._signals()
         try:
@@ -183,7 +184,7 @@ class Process:
             return None
         from meshguard.control.fleet.service import FleetService, on_loop
 
-        record = self._ledger.gate.event if self._ledger is not None else None
+        record = self._telemetry.event if self._telemetry is not None else None
         service = FleetService(configuration.fleet, self._runtime, self._registry, record, partial(self._changed, "bundle"))
         service.identity = identity
         if self._ledger is not None and configuration.ledger is not None and configuration.ledger.checkpoints.publish_fleet:

@@ -68,7 +68,6 @@ class FleetService:
         self._limits = FleetLimits(config, self.instance, runtime.rate_limits)
         self._link = Link(access_of(config, self._identity), config.retry_s, config.retry_max_s, self._parts(), self.record)
         self._told: tuple[object, ...] = ()
-        self._refused = ""
         self._redactor = Redactor()
         self._limited = asyncio.Event()
         self._checkpoints: FleetCheckpoints | None = None
@@ -121,11 +120,6 @@ class FleetService:
         if told != self._told:
             self._told = told
             self._reports.changed.set()
-        refused = self._runtime.bundles.refused if self._runtime.bundles is not None else ""
-        if refused != self._refused:
-            self._refused = refused
-            if refused:
-                self.record("fleet_bundle_refused", {"error": refused})
 
     def record(self, event: str, data: dict[str, Any]) -> None:
         """Into the ledger, where there is one; the log has it anyway."""
