@@ -21,7 +21,7 @@ __all__ = ["NOT_YET", "Application", "Channel", "PlainChannel", "TlsChannel"]
 _RECORD = 16384
 """Largest TLS record: reading in pieces of this size empties one per call."""
 _PIECE = 65536
-"""Octets that a memory BIO is given at once: it keeps for good what it has grown to, also when the connection idles afterwards."""
+"""Octets that a memory BIO is given at once: it keeps what it has grown to."""
 HIGH_WATER = 65536
 """Octets in a write buffer before the application is paused (security.md 6)."""
 
@@ -301,12 +301,12 @@ class TlsChannel(Channel):
             self.transport.write(self._fill())
 
     def _send(self, data: bytes) -> None:
-        try:  # it fails only where the connection is shut down already: the peer is gone then
+        try:  # it fails only where the connection is shut down already
             if len(data) > _PIECE:
-                view = memoryview(data)
                 for start in range(0, len(data), _PIECE):
-                    self._seal(view[start : start + _PIECE])
-                    self.transport.write(self._fill())
+                    self._seal(memoryview(data)[start : start + _PIECE])
+                    if not self._aborted:  # a write may tell the application to pause
+                        self.transport.write(self._fill())
                 return
             self._seal(data)
         except ssl.SSLError:
