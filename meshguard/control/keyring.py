@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from meshguard.control.recording import Tell, silent
 from meshguard.fields.keyset import Keyset
 from meshguard.model.errors import KeysetError, MeshguardError
 from meshguard.sources.watch import watch
@@ -50,6 +51,7 @@ class Keyring:
         self._live: Mapping[str, tuple[KeysetConfig, LiveKeyset]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self.rotations = 0
+        self.tell: Tell = silent  # destroyed keys are put on record
 
     # -- load -----------------------------------------------------------------------------------------------------------
 
@@ -105,7 +107,7 @@ class Keyring:
     async def _follow(self, config: KeysetConfig, live: LiveKeyset) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(live.run())
-            group.create_task(_watch(live))
+            group.create_task(_watch(live, self.tell))
             if config.rotate_after is not None or config.retire_after is not None:
                 group.create_task(self._schedule(config, live))
 
@@ -218,17 +220,18 @@ async def _first(config: KeysetConfig, live: LiveKeyset) -> None:
         pause_s = min(2 * pause_s, 2.0)
 
 
-async def _watch(live: LiveKeyset) -> None:
+async def _watch(live: LiveKeyset, tell: Tell) -> None:
     """Takes over the keyset file whenever it changes; what cannot be taken over is told, and the last good one goes on."""
     try:
         async with aclosing(watch([live.path])) as changes:
             async for _ in changes:
-                _take_over(live)
+                _take_over(live, tell)
     except (OSError, RuntimeError):
         log.exception("a keyset file cannot be watched: its changes need a restart")
 
 
-def _take_over(live: LiveKeyset) -> None:
+def _take_over(live: LiveKeyset, tell: Tell) -> None:
+    before = live.record
     try:
         live.read()
     except MeshguardError as exc:
@@ -237,3 +240,8 @@ def _take_over(live: LiveKeyset) -> None:
     else:
         versions = {str(key.version): key.state.value for key in live.record.keys}
         log.info("keyset changed", extra={"data": {"keyset": live.name, "versions": versions}})
+        from meshguard.keys.shredding import proof_of
+
+        proof = proof_of(before, live.record, time.time())
+        if "versions" in proof or "tenants" in proof:
+            tell("key_destroyed", proof)

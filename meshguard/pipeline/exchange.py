@@ -114,7 +114,13 @@ class Exchange(TimedExchange):
         """The cluster has no connection to give (Call interface)."""
         if not self.ended:
             self._cluster = None
-            self.refuse(reason, detail)
+            plan, table = self.plan, self.peer.table
+            if plan is not None and plan.fallback is not None and table is not None:
+                self._cluster = plan.fallback.elsewhere(self, reason, detail, table.snapshot.clusters)
+            if self._cluster is not None:
+                self._cluster.submit(self)
+            else:
+                self.refuse(reason, detail)
 
     def request_data(self, data: bytes) -> None:
         self.request_bytes += len(data)
@@ -145,14 +151,6 @@ class Exchange(TimedExchange):
     def flush_request(self) -> None:
         if self._connection is not None:
             self._connection.flush()
-
-    @property
-    def request_complete(self) -> bool:
-        return self._request_complete
-
-    @property
-    def connection(self) -> Upstream | None:
-        return self._connection
 
     def inspection(self, journey: Journey) -> Inspection:
         """The bodies of this exchange, for a route with field rules."""
@@ -313,6 +311,8 @@ class Exchange(TimedExchange):
         """meshguard answers itself. After the response has begun there is only the abort, or the trailers of a gRPC call."""
         if self.ended:
             return
+        if self.plan is not None and self.plan.fallback is not None and not self._response_sent:
+            reason = self.plan.fallback.instead(self, reason, self._cluster is not None and bool(self._cluster.barred))
         self.refusal, self.detail = reason, detail
         self._let_go()
         door, self._door = self._door, None

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from meshguard.fields.representation import Representation
     from meshguard.pipeline.exchange import Exchange
     from meshguard.pipeline.journey import Journey
+    from meshguard.pipeline.shadow_fields import ShadowFields
     from meshguard.pipeline.validation import BodyJudge
     from meshguard.validation.contract import Check
 
@@ -70,6 +71,7 @@ class Inspection:
         "_representation",
         "_request_body",
         "_response",
+        "_shadow",
         "_size",
         "_stream",
         "place",
@@ -86,6 +88,7 @@ class Inspection:
         self._representation: Representation | None = None
         self._stream: BodyStream | None = None
         self._judge: BodyJudge | None = None  # of the request's body
+        self._shadow: ShadowFields | None = None
         self.place = ""  # where in the request its contract was broken
         self._block = b""
         self._facts = RequestFacts(exchange, time())
@@ -113,7 +116,7 @@ class Inspection:
         if plan is None or head is None or table is None or plan.fields is None:
             raise RequestError(INTERNAL_ERROR, "no plan")
         fields = plan.fields
-        if plan.inspects_response and self._reader is None:
+        if fields.reads_response and self._reader is None:
             principal = table.principal.spiffe_id if table.principal is not None else None
             self._reader = Reader(table.binding.roles_with(self._facts.claims), principal)
         block = head.block
@@ -128,6 +131,11 @@ class Inspection:
             if query and rewritten != query:
                 target = b"?" + rewritten if rewritten else b""
                 exchange.line = plan.line.replace(b"?%b HTTP/1.1\r\n" % query, target + b" HTTP/1.1\r\n", 1)
+        if fields.shadow is not None:
+            from meshguard.pipeline.shadow_fields import ShadowFields  # loaded by the first rule in shadow
+
+            self._shadow = ShadowFields(self._journey, exchange, fields.shadow)
+            self._shadow.request()
 
     def begin_request(self, exchange: Exchange) -> bool:
         """True: the exchange waits until the body is whole."""
@@ -152,6 +160,8 @@ class Inspection:
         return not streams
 
     def takes_request(self, exchange: Exchange, data: bytes) -> bool:
+        if self._shadow is not None:
+            self._shadow.request_data(data)
         if self._phase == "request-stream":
             self._pass_on(exchange, data)
             return True
@@ -165,6 +175,8 @@ class Inspection:
 
     def ends_request(self, exchange: Exchange) -> bool:
         """True: what follows the end is done here."""
+        if self._shadow is not None:
+            self._shadow.request_end()
         if self._phase == "request-stream":
             self._phase = ""
             return not self._pass_on(exchange, None)
@@ -236,6 +248,10 @@ class Inspection:
     def begin_response(self, exchange: Exchange, head: ResponseHead, block: bytes) -> bool:
         """True: the response is taken over. Raises RequestError where it cannot be read."""
         plan = exchange.plan
+        if self._shadow is not None:
+            self._shadow.response(head, block)
+            if plan is not None and plan.fields is not None and not plan.fields.reads_response:
+                return False
         if plan is None or plan.fields is None or self._reader is None:
             raise UpstreamError(INTERNAL_ERROR, "no plan or no reader")
         rewritten = block
@@ -283,6 +299,8 @@ class Inspection:
         return True
 
     def takes_response(self, exchange: Exchange, data: bytes) -> bool:
+        if self._shadow is not None:
+            self._shadow.response_data(data)
         if self._phase == "response-stream":
             self._send_on(exchange, data)
             return True
@@ -297,6 +315,8 @@ class Inspection:
 
     def ends_response(self, exchange: Exchange) -> bool:
         """True: the answer is complete, or refused."""
+        if self._shadow is not None:
+            self._shadow.response_end()
         if self._phase == "response-stream":
             self._phase = ""
             return not self._send_on(exchange, None)
@@ -359,6 +379,8 @@ class Inspection:
 
     def close(self) -> None:
         """Gives the budget back."""
+        if self._shadow is not None:
+            self._shadow.close()
         self._journey.budget.give_back(self._held)
         self._held = 0
         self._body = bytearray()
