@@ -349,9 +349,8 @@ class Runtime:
     def _new_listener(self, name: str, config: ListenerConfig, journey: Journey, gate: TlsGate) -> Listener[ServerDoor]:
         def on_load(share: float) -> None:
             view = journey.snapshot.listeners[name]
-            full = share * listener.gate.limit
-            journey.crowded = full > 1 and share >= view.close_share
-            journey.shedding = full > 1 and share > view.shed_share
+            full = share * listener.gate.limit > 1
+            journey.crowded, journey.shedding = full and share >= view.close_share, full and share > view.shed_share
 
         listener = Listener(name, (config.address.host, config.address.port), gate, door_maker(journey, name), journey.connections, on_load)
         self.on_listener(listener)
