@@ -31,6 +31,7 @@ examples:
   meshguard bundle sign shop.json --key release.key
   meshguard bundle verify shop.json --key release.pub --key security.pub --threshold 2
   meshguard bundle push shop.json /var/www/bundles/shop.json
+  meshguard bundle push shop.json fleet:prod --config sidecar.yaml
   meshguard bundle build emergency/ --name shop --version 7 --break-glass "payment outage 4711" --until 2h --out glass.json
 """
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -71,8 +72,10 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     verify.set_defaults(run=_verify)
     push = commands.add_parser("push", help="put it where nodes look, whole or not at all")
     push.add_argument("file", type=Path, metavar="FILE")
-    push.add_argument("to", metavar="PATH_OR_URL", help="a file, replaced atomically, or an https URL that takes PUT")
+    what = "a file, replaced atomically, an https URL that takes PUT, or fleet:KEY in the fleet's store"
+    push.add_argument("to", metavar="PATH_OR_URL", help=what)
     push.add_argument("--token-file", type=Path, metavar="FILE", help="bearer token for the URL")
+    push.add_argument("--config", type=Path, metavar="FILE", help="with a `fleet` section: where the store is")
     push.set_defaults(run=_push)
 
 
@@ -205,6 +208,8 @@ def _show(options: argparse.Namespace, bundle: Bundle) -> None:
 
 def _push(options: argparse.Namespace) -> int:
     data = options.file.read_bytes()
+    if options.to.startswith("fleet:"):
+        return _push_to_fleet(options, data)
     if "://" not in options.to:
         _write(Path(options.to), data)
         print(f"{options.to}: {len(data)} octets")
@@ -235,6 +240,26 @@ def _push(options: argparse.Namespace) -> int:
     if answer.status >= 300:
         raise MeshguardError(f"{options.to}: status {answer.status}")
     print(f"{options.to}: {len(data)} octets, status {answer.status}")
+    return 0
+
+
+def _push_to_fleet(options: argparse.Namespace, data: bytes) -> int:
+    from meshguard.cli.fleet_store import fleet_of, with_store
+    from meshguard.integrity.bundle import PAYLOAD_TYPE
+    from meshguard.integrity.dsse import parse_envelope
+    from meshguard.sources.nats_store import Store
+
+    if options.config is None:
+        raise MeshguardError("fleet:KEY needs --config: a configuration with a `fleet` section, or a document with only that section")
+    if not parse_envelope(data, PAYLOAD_TYPE).signatures:
+        raise MeshguardError(f"{options.file}: not signed, no instance would take it")
+    fleet, key = fleet_of(options.config), options.to.removeprefix("fleet:")
+
+    async def work(store: Store) -> int:
+        return await (await store.bucket(fleet.config.buckets.bundles)).put(key, data)
+
+    revision = with_store(fleet, work)
+    print(f"{options.to}: {len(data)} octets, revision {revision}; `meshguard fleet status` shows who enforces it")
     return 0
 
 

@@ -28,7 +28,7 @@ CONFIG_KEYS = frozenset(
     (
         *("profile", "identity", "jwt", "listeners", "clusters", "policies", "keys"),
         *("decision_log", "telemetry", "admin", "limits", "drain_s"),
-        *("quarantine", "bundle"),
+        *("quarantine", "bundle", "fleet"),
         *("workers", "restart_s"),
         *("ledger",),
         *("packs", "shadow"),

@@ -34,6 +34,7 @@ COMMANDS: tuple[tuple[str, str], ...] = (
     ("keys", "make, show and rotate keysets of protected fields"),
     ("bundle", "build, sign and verify the policy as one signed, versioned file"),
     ("quarantine", "cut an identity out of the mesh at once, and let it in again"),
+    ("fleet", "the store that instances share: make it, see who enforces what"),
     ("capture", "send an application's traffic through the listeners, by netfilter rules"),
     ("fields", "seal, open and rewrap stored values; report what is protected"),
     ("demo", "a guided tour: two workloads, a policy, a protected field"),

@@ -13,22 +13,19 @@ from typing import TYPE_CHECKING
 from meshguard.control.contracts import Contracts, contract_files, load_contracts
 from meshguard.control.keyring import Keyring, LoadedKeys
 from meshguard.control.policies import LoadedPolicy, load_policy
-from meshguard.control.settings.bundle import BundleConfig
 from meshguard.control.settings.configuration import Configuration
 from meshguard.control.settings.load import LoadedConfiguration
 from meshguard.model.errors import DocumentError, Problem
 from meshguard.policy.compiled import CompiledPolicy
 
 if TYPE_CHECKING:
+    from meshguard.control.shadow import ShadowPolicy
     from meshguard.fields.compile import CompiledFields
     from meshguard.fields.keyset import Keyset
-    from meshguard.sources.bundles import BundleKeeper, BundleSettings, Candidate
-
-if TYPE_CHECKING:
-    from meshguard.control.shadow import ShadowPolicy
+    from meshguard.sources.bundles import BundleKeeper, Candidate
     from meshguard.telemetry.controls import Citations
 
-__all__ = ["Inputs", "bundle_settings", "load_inputs"]
+__all__ = ["Inputs", "bundle_keeper", "load_inputs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +59,7 @@ def load_inputs(
     keys = keyring.load(configuration.keys, create=create)
     candidate = None
     if configuration.bundle is not None:
-        from meshguard.sources.bundles import BundleKeeper
-
-        keeper = bundles or BundleKeeper(bundle_settings(configuration.bundle))
-        candidate, policy, contracts = _from_bundle(keeper, keys.keysets, configuration)
+        candidate, policy, contracts = _from_bundle(bundles or bundle_keeper(configuration), keys.keysets, configuration)
     else:
         policy = load_policy(configuration.policies, keysets=keys.keysets)
         contracts = load_contracts(configuration, {})
@@ -106,11 +100,18 @@ def _from_bundle(
     raise first or DocumentError([])
 
 
-def bundle_settings(config: BundleConfig) -> BundleSettings:
-    """What the keeper needs of the configuration."""
-    from meshguard.sources.bundles import BundleSettings
+def bundle_keeper(configuration: Configuration) -> BundleKeeper:
+    """The keeper of a configuration with a `bundle`. Raises DocumentError."""
+    from meshguard.sources.bundles import BundleKeeper, BundleSettings
 
-    return BundleSettings(
-        config.path, config.url, config.ca, tuple(config.keys), config.threshold, config.state, config.interval_s, config.name
+    config = configuration.bundle
+    if config is None:
+        raise DocumentError([])
+    settings = BundleSettings(
+        config.path, config.url, config.ca, tuple(config.keys), config.threshold, config.state, config.interval_s, config.name, config.fleet
     )
+    if config.fleet is None:
+        return BundleKeeper(settings)
+    from meshguard.control.fleet.bundles import pull_once
 
+    return BundleKeeper(settings, pull=pull_once(configuration))

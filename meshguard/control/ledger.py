@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from meshguard import __version__
@@ -15,6 +15,7 @@ from meshguard.control.operations import Operation
 from meshguard.control.settings.configuration import Configuration
 from meshguard.ledger.notes import NoteVerifier
 from meshguard.model.errors import MeshguardError
+from meshguard.storage.commit import Commit
 from meshguard.storage.gate import Gate
 from meshguard.storage.ledger import OpenLedger, open_ledger
 from meshguard.telemetry.decision_log import DecisionLog
@@ -34,6 +35,8 @@ class LedgerService:
         if config is None:
             raise MeshguardError("no ledger is configured")
         self._config = config
+        self.on_checkpoint: Callable[[str], None] | None = None
+        """Told the note of each checkpoint, in the ledger's thread."""
         domain = configuration.identity.trust_domain if configuration.identity is not None else ""
         signer = load_signer(config, domain or "localhost", make=configuration.profile == "development")
         self.signer = signer
@@ -60,7 +63,7 @@ class LedgerService:
             batch_s=config.sync_s,
             checkpoint_s=config.checkpoints.interval_s,
             count=counters.__getitem__,
-            report=self._publisher.take,
+            report=self._signed,
         )
         self._started(directory, now)
 
@@ -84,6 +87,12 @@ class LedgerService:
         for repair in repaired:
             log.warning("the ledger was repaired", extra={"data": repair})
             self.gate.event("repair", repair)
+
+    def _signed(self, commit: Commit) -> None:
+        """Called in the ledger's thread for each checkpoint. Nothing here waits for another machine."""
+        self._publisher.take(commit)
+        if self.on_checkpoint is not None:
+            self.on_checkpoint(commit.note)
 
     async def keep(self) -> None:
         """Keeps its segments in order until it is cancelled."""

@@ -40,6 +40,8 @@ class QuarantineRegister:
         self._text = b""
         self.tell: Tell = silent  # each change is put on record
         self.current = NOBODY
+        self.fleet: Callable[[], dict[str, object]] = dict
+        """What the fleet's quarantine says, to be listed beside the node's own."""
 
     def load(self) -> None:
         """Takes over what the file says. Raises DocumentError, OSError; no file is an empty set."""
@@ -151,4 +153,7 @@ class QuarantineRegister:
             raise OperationError(507, f"the quarantine could not be saved, nothing has changed: {exc.strerror}") from exc
 
     def _listed(self) -> dict[str, object]:
-        return {"quarantine": [asdict(entry) for entry in self.current.entries.values()], "persistent": self._path is not None}
+        listed: dict[str, object] = {"quarantine": [asdict(entry) for entry in self.current.entries.values()]}
+        listed["persistent"] = self._path is not None
+        fleet = self.fleet()
+        return listed | {"fleet": fleet} if fleet else listed

@@ -1,4 +1,4 @@
-"""Where bundles come from and where the last good one is kept: a file, an https URL, a directory of state.
+"""Where bundles come from and where the last good one is kept: a file, an https URL, the fleet's store, a directory of state.
 
     candidate (file or URL) -> signatures, version, expiry -> compiled and put in force by the caller -> `commit` -> state directory
 
@@ -27,7 +27,7 @@ import h11
 
 from meshguard.integrity.bundle import MAX_BUNDLE_BYTES, Bundle, BundleError, accept, open_bundle
 from meshguard.integrity.dsse import PublicKey, SignatureError, load_public_keys
-from meshguard.model.errors import DocumentError, Problem
+from meshguard.model.errors import DocumentError, MeshguardError, Problem
 from meshguard.sources.documents import Document, parse
 from meshguard.sources.https import checked_url, fetch
 
@@ -42,7 +42,8 @@ _REGULAR, _GLASS = "bundle.json", "break-glass.json"
 
 @dataclass(frozen=True, slots=True)
 class BundleSettings:
-    """Exactly one of `path` and `url`; `keys` are PEM files of the trusted signers, `threshold` of which must have signed."""
+    """Exactly one of `path`, `url` and `fleet` (a key of the store); `keys` are PEM files of the trusted signers, `threshold` of which must
+    have signed."""
 
     path: Path | None
     url: str | None
@@ -52,6 +53,7 @@ class BundleSettings:
     state: Path
     interval_s: float
     name: str | None = None
+    fleet: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +85,13 @@ class Candidate:
 
 
 class BundleKeeper:
-    """The bundles of one node. `refused` says why the newest candidate was not taken, "" when it was."""
+    """The bundles of one node. `refused` says why the newest candidate was not taken, "" when it was. `pull` asks the fleet's store for
+    the value of its key (None: there is none), where bundles come from there."""
 
-    def __init__(self, settings: BundleSettings, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, settings: BundleSettings, clock: Callable[[], float] = time.time, pull: Callable[[], Awaitable[bytes | None]] | None = None
+    ) -> None:
+        self.pull = pull
         self._settings = settings
         self._clock = clock
         self._keys: Sequence[PublicKey] = ()
@@ -156,7 +162,9 @@ class BundleKeeper:
         return self._settings.interval_s
 
     async def fetch(self) -> bool:
-        """Asks the URL once; True when another document came. Raises BundleError(unavailable)."""
+        """Asks the URL or the store once; True when another document came. Raises BundleError(unavailable)."""
+        if self.pull is not None:
+            return await self._pulled(self.pull)
         if self._url is None:
             return False
         try:
@@ -168,9 +176,23 @@ class BundleKeeper:
         except (TimeoutError, OSError, ValueError, h11.ProtocolError) as exc:
             raise BundleError("unavailable", f"{self._settings.url}: {exc or type(exc).__name__}") from exc
         self._etag = answer.etag
-        if answer.body is None or answer.body == self._fetched:
+        return answer.body is not None and self.offer(answer.body)
+
+    async def _pulled(self, pull: Callable[[], Awaitable[bytes | None]]) -> bool:
+        try:
+            async with asyncio.timeout(FETCH_S):
+                data = await pull()
+        except (TimeoutError, OSError, MeshguardError) as exc:
+            raise BundleError("unavailable", str(exc) or type(exc).__name__) from exc
+        if data is None:
+            raise BundleError("unavailable", f"the store has nothing under {self._settings.fleet}")
+        return self.offer(data)
+
+    def offer(self, data: bytes) -> bool:
+        """A document that came; False when it is the one that came last. `choose` judges it."""
+        if data == self._fetched:
             return False
-        self._fetched = answer.body
+        self._fetched = data
         return True
 
     async def fetch_first(self) -> None:
@@ -215,7 +237,7 @@ class BundleKeeper:
 
     def _problem(self, text: str) -> DocumentError:
         expected = f"a bundle signed by {self._settings.threshold} of {len(self._keys)} trusted keys ({text})"
-        return DocumentError([Problem(str(self._settings.path or self._settings.url), "", expected)])
+        return DocumentError([Problem(str(self._settings.path or self._settings.url or f"fleet:{self._settings.fleet}"), "", expected)])
 
 
 def _trusted(files: Sequence[Path], threshold: int) -> list[PublicKey]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from meshguard.model.errors import MeshguardError
 from meshguard.storage.disk import Disk
 
-__all__ = ["LedgerBusy", "claim"]
+__all__ = ["LedgerBusy", "claim", "claim_shared"]
 
 
 class LedgerBusy(MeshguardError):
@@ -27,3 +27,10 @@ def claim(directory: Path) -> int:
     except BlockingIOError as exc:
         holder = path.read_text().strip() or "?"
         raise LedgerBusy(f"{directory}: process {holder} has this ledger; a second one needs a directory of its own") from exc
+
+
+def claim_shared(directory: str, shared: dict[str, int]) -> None:
+    """Puts the claim on `directory` ("": no ledger) among the descriptors that are `shared` with workers and a successor, unless it was
+    handed over with them. Raises LedgerBusy, OSError."""
+    if directory and "ledger" not in shared:
+        shared["ledger"] = claim(Path(directory))

@@ -24,7 +24,7 @@ from meshguard.control.settings.ledger import NatsConfig, S3Config, ShipConfig
 from meshguard.storage.audit import verify_ledger
 from meshguard.storage.retention import compress
 from meshguard.storage.shard_reader import ShardReader
-from tests.harness.nats import NatsServer, nats_server
+from tests.harness.jetstream import NatsServer, nats_server
 from tests.harness.proxy import eventually, free_port
 from tests.storage.ledgers import SIGNER, closed, commit, entry, opened, written
 
@@ -319,7 +319,7 @@ def test_a_ship_section_leads_somewhere() -> None:
 
 @pytest.mark.parametrize("wrong", [{"stream": "a b"}, {"stream": ""}, {"subject": "a..b"}, {"subject": "a.>"}, {"servers": ["http://x:1"]}])
 def test_names_of_streams_are_plain(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="letters, digits|a URL such as"):
+    with pytest.raises(ValueError, match=r"letters, digits|a URL such as"):
         NatsConfig(**{"servers": ["nats://127.0.0.1:4222"], **wrong})
 
 

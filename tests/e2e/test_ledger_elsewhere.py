@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from meshguard.ledger import post_quantum
 from meshguard.ledger.notes import NoteSigner, NoteVerifier, open_note
 from tests.e2e.test_ledger import Town
-from tests.harness.nats import NatsServer, nats_server
+from tests.harness.jetstream import NatsServer, nats_server
 from tests.harness.proxy import eventually
 from tests.harness.witness import WitnessServer
 

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field
 
 from meshguard.control.settings.bundle import BundleConfig
 from meshguard.control.settings.clusters import ClusterConfig
+from meshguard.control.settings.fleet import FleetConfig
 from meshguard.control.settings.identity import IdentityConfig, JwtConfig
 from meshguard.control.settings.keys import KeysetConfig
 from meshguard.control.settings.ledger import LedgerConfig
@@ -39,6 +40,7 @@ class Configuration(Section):
         default=[], description="Files, and directories with *.yaml, *.yml, *.json. Needed, unless there is a `bundle`."
     )
     bundle: BundleConfig | None = Field(default=None, description="Policy from signed bundles only.")
+    fleet: FleetConfig | None = Field(default=None, description="The store that instances share; absent: there is none.")
     packs: list[Literal["pci-dss-4.0", "nist-sp-800-207", "mesh-hardening"]] = Field(
         default=[], description="Control packs: the controls that a request is judged by are cited in its decision record."
     )

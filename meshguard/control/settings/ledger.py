@@ -71,6 +71,7 @@ class CheckpointConfig(Section):
     interval_s: float = Field(default=1.0, ge=0.05, le=3600, description="Between two checkpoints while entries come.")
     trusted: list[Annotated[str, AfterValidator(_verifier)]] = Field(default=[], description="Verifier keys of earlier signing keys.")
     publish_file: DocumentPath | None = Field(default=None, description="The newest checkpoint is also written to FILE.shard-N.")
+    publish_fleet: bool = Field(default=False, description="The newest checkpoint is also kept in the fleet's store.")
     publish_url: Annotated[str, AfterValidator(_http)] | None = Field(
         default=None, description="The newest checkpoint is posted here; signatures in the answer (a witness's) are kept with it."
     )
