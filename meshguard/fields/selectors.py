@@ -24,6 +24,7 @@ _SHORTHAND = re.compile(r"[A-Za-z_\u0080-\ud7ff\ue000-\U0010ffff][A-Za-z0-9_\u00
 _INDEX = re.compile(r"\[\s*(0|[1-9][0-9]{0,3})\s*\]")
 _WILD = re.compile(r"\[\s*\*\s*\]")
 _SIMPLE = re.compile(r"[A-Za-z0-9_-]+")
+_NO_NAME = "\ud800"  # no member can have it
 _QUOTED = re.compile(r"""\[\s*(?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)")\s*\]""")
 
 
@@ -146,13 +147,14 @@ def _unquote(match: re.Match[str], text: str) -> str:
 class State:
     """Where the selectors stand at one place of a document. `accepts` lists the selectors that select this very value (their numbers)."""
 
-    __slots__ = ("_elements", "_matcher", "_members", "_places", "accepts", "alive")
+    __slots__ = ("_elements", "_matcher", "_members", "_places", "_table", "accepts", "alive")
 
     def __init__(self, matcher: Matcher, places: frozenset[tuple[int, int]]) -> None:
         steps = matcher.steps
         self._matcher = matcher
         self._places = places
         self._members: dict[str | None, State | None] = {}
+        self._table: tuple[dict[str, State | None], State | None] | None = None
         self._elements: dict[int, State | None] = {}
         self.accepts = tuple(sorted({number for number, place in places if place == len(steps[number])}))
         self.alive = any(place < len(steps[number]) for number, place in places)
@@ -165,6 +167,13 @@ class State:
         except KeyError:
             state = self._members[key] = self._follow(name, None)
             return state
+
+    @property
+    def members(self) -> tuple[dict[str, State | None], State | None]:
+        """`member` as a table: the names that selectors name, and what holds for all others."""
+        if self._table is None:
+            self._table = {name: self.member(name) for name in self._matcher.names}, self.member(_NO_NAME)
+        return self._table
 
     def element(self, index: int) -> State | None:
         """The state inside the element at `index` (0-based)."""

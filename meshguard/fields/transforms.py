@@ -9,7 +9,7 @@ INVARIANT: a body, or a record of a streamed body, leaves here either fully trea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -174,6 +174,21 @@ class Transform:
             with failures(self.invalid):
                 raise exc
             raise
+
+    def applying(
+        self, body: bytes, reader: Reader, nonces: Callable[[int], bytes], caller: Caller, coding: str, limit: int, slice_: int
+    ) -> Generator[None, None, Transformed]:
+        """`apply` for a JSON body, pausing after about `slice_` steps of 1 us each."""
+        rules = self.rules.json
+        work = Work(self._fields, self._actions_for(reader), nonces, caller)
+        with failures(self.invalid):
+            if rules is None:
+                raise NotReadableError("a format that no field rule of this route looks into")
+            plain = decode_body(coding, body, limit) if coding else body
+            result = yield from rules.treating(plain, work, slice_)
+            if not work.changed:
+                return Transformed(body, work.operations())
+            return Transformed(encode_body(coding, result) if coding else result, work.operations())
 
     def _other(self, body: bytes, representation: Representation, work: Work, limit: int) -> bytes:
         family = representation.family

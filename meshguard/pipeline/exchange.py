@@ -287,11 +287,7 @@ class Exchange(ExchangeState):
         """The response is whole: ends the downstream message, gives the connection back, finishes."""
         door = self._door
         self._response_complete = True
-        connection = self._connection
-        reusable = self._request_complete
-        self._connection = None
-        if connection is not None:
-            connection.finish(reusable)
+        self.release_upstream()
         if door is not None:
             keep = trailers and (self.grpc_end is not None or (self.plan is not None and self.plan.keep_trailers))
             trailers = self._inspection.trailers(self, "response", trailers) if keep and self._inspection is not None else trailers

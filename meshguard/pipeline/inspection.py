@@ -10,11 +10,13 @@ reads the response, and the request goes to another proxy, which judges its own 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from secrets import token_bytes
 from time import time
 from typing import TYPE_CHECKING
 
-from meshguard.fields.transforms import WIRE, Reader, Transform
+from meshguard.fields.transforms import WIRE, Reader, Transform, Transformed
 from meshguard.model.errors import RequestError, UpstreamError
 from meshguard.model.messages import CHUNKED, NO_BODY, ResponseHead
 from meshguard.model.reasons import (
@@ -26,9 +28,9 @@ from meshguard.model.reasons import (
     TENANT_UNKNOWN,
     Reason,
 )
-from meshguard.model.record import FieldOperation
 from meshguard.model.verdicts import Permit
 from meshguard.pipeline.facts import RequestFacts
+from meshguard.pipeline.slices import SLICED_FROM, STEPS
 from meshguard.wire.fields import field_values, remove_fields
 
 if TYPE_CHECKING:
@@ -170,39 +172,43 @@ class Inspection:
             return not self._pass_on(exchange, None)
         if self._phase != "request":
             return False
-        from meshguard.pipeline.journey import inspect
-
         self._phase = ""
         try:
-            body, operations = self._request_whole(exchange)
+            self._end_request(exchange)
         except RequestError as error:
-            self._tell(exchange, error)
-            exchange.refuse(error.reason, error.detail)
-            return True
-        exchange.operations = [*exchange.operations, *operations]
+            self._refused(exchange, error)
+        return True
+
+    def _end_request(self, exchange: Exchange) -> None:
+        """A contract describes the open values: it judges what the workload gets to see, or what it has written."""
+        if self._judge is not None and self._outbound:
+            self._judge.judge(bytes(self._body), self._journey.budget.body_bytes)
+        then = partial(self._request_treated, exchange)
+        if exchange.plan is not None and exchange.plan.inspects_request:
+            self._treat(exchange, "request", self._request_reader(), then, partial(self._refused, exchange))
+        else:
+            body, self._body, self._size = bytes(self._body), bytearray(), 0
+            then(Transformed(body, []))
+
+    def _request_treated(self, exchange: Exchange, result: Transformed) -> None:
+        from meshguard.pipeline.journey import inspect
+
+        body = result.body
+        if self._judge is not None and not self._outbound:
+            self._judge.judge(body, self._journey.budget.body_bytes)
+        exchange.operations = [*exchange.operations, *result.operations]
         exchange.request_length = len(body)
         self._request_body = body
         self._journey.resume(exchange, inspect)
-        return True
+        exchange.flush_request()
+
+    def _refused(self, exchange: Exchange, error: RequestError) -> None:
+        self._tell(exchange, error)
+        exchange.refuse(error.reason, error.detail)
 
     def _tell(self, exchange: Exchange, error: RequestError) -> None:
         if exchange.plan is not None and exchange.plan.reports_place:
             self.place = getattr(error, "place", "")
-
-    def _request_whole(self, exchange: Exchange) -> tuple[bytes, list[FieldOperation]]:
-        """The body to send. A contract describes the open values: it judges what the workload gets to see, or what it has written."""
-        judge, limit = self._judge, self._journey.budget.body_bytes
-        if judge is not None and self._outbound:
-            judge.judge(bytes(self._body), limit)
-        if exchange.plan is not None and exchange.plan.inspects_request:
-            body, operations = self._apply(self._transform(exchange, "request"), self._request_reader())
-        else:
-            body, operations = bytes(self._body), []
-            self._body = bytearray()
-            self._size = 0
-        if judge is not None and not self._outbound:
-            judge.judge(body, limit)
-        return body, operations
 
     @property
     def keeps_request(self) -> bool:
@@ -303,19 +309,25 @@ class Inspection:
         if self._phase != "response":
             return False
         self._phase = ""
-        head = self._response
-        if head is None or type(exchange.verdict) is not Permit:
+        if self._response is None or type(exchange.verdict) is not Permit or self._reader is None:
             exchange.refuse(INTERNAL_ERROR)
             return True
+        failed = partial(self._response_failed, exchange)
         try:
-            transform = self._transform(exchange, "response")
-            if self._reader is None:
-                raise RequestError(INTERNAL_ERROR, "no reader")
-            body, operations = self._apply(transform, self._reader)
+            if self._treat(exchange, "response", self._reader, partial(self._response_treated, exchange), failed):
+                exchange.release_upstream()
         except RequestError as error:
-            exchange.status = 0
-            exchange.upstream_failed(_of_response(error), error.detail)
-            return True
+            failed(error)
+        return True
+
+    def _response_failed(self, exchange: Exchange, error: RequestError) -> None:
+        exchange.status = 0
+        exchange.upstream_failed(_of_response(error), error.detail)
+
+    def _response_treated(self, exchange: Exchange, result: Transformed) -> None:
+        head, body, operations = self._response, result.body, result.operations
+        if head is None:
+            raise RequestError(INTERNAL_ERROR, "no head")
         exchange.operations = [*exchange.operations, *operations]
         block = self._block
         if operations:
@@ -326,7 +338,6 @@ class Inspection:
         if body:
             exchange.send_body(body)
         exchange.complete()
-        return True
 
     def _send_on(self, exchange: Exchange, data: bytes | None) -> bool:
         """A piece of a streamed response (None: its end) goes to the client; False when it had to be cut."""
@@ -389,24 +400,28 @@ class Inspection:
             self._journey.budget.held -= self._held - held
         self._held = held
 
-    def _apply(self, transform: Transform, reader: Reader) -> tuple[bytes, list[FieldOperation]]:
-        body = bytes(self._body)
-        self._body = bytearray()
-        self._size = 0
+    def _treat(
+        self,
+        exchange: Exchange,
+        direction: str,
+        reader: Reader,
+        then: Callable[[Transformed], None],
+        refused: Callable[[RequestError], None],
+    ) -> bool:
+        """Treats the gathered body and calls `then`; True when that will be later, in slices. Raises RequestError."""
+        transform = self._transform(exchange, direction)
+        body, self._body, self._size = bytes(self._body), bytearray(), 0
         representation = self._representation
         if not body or representation is None:
-            return body, []
-        result = transform.apply(
-            body,
-            representation.text,
-            reader,
-            token_bytes,
-            time(),
-            caller=self._facts,
-            coding=representation.coding,
-            limit=self._journey.budget.body_bytes,
-        )
-        return result.body, result.operations
+            then(Transformed(body, []))
+            return False
+        limit, text, coding = self._journey.budget.body_bytes, representation.text, representation.coding
+        if len(body) < SLICED_FROM or representation.family != "json":
+            then(transform.apply(body, text, reader, token_bytes, time(), caller=self._facts, coding=coding, limit=limit))
+            return False
+        job = transform.applying(body, reader, token_bytes, self._facts, coding, limit, STEPS)
+        self._journey.slices.start(job, exchange, then, refused)
+        return True
 
 
 def _of_response(error: RequestError) -> Reason:

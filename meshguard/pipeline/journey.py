@@ -34,6 +34,7 @@ from meshguard.pipeline.facts import RequestFacts
 from meshguard.pipeline.grpc import deadline_of, is_grpc, with_timeout
 from meshguard.pipeline.inspection_budget import InspectionBudget
 from meshguard.pipeline.peer import Peer, forwarded_lines
+from meshguard.pipeline.slices import Slices
 from meshguard.policy.decision import Conditional
 from meshguard.policy.quarantine import NOBODY, Entry, Quarantine
 from meshguard.wire.serialise import CHUNKED_LINE
@@ -77,6 +78,7 @@ class Journey:
         "on_quiet",
         "quarantine",
         "shedding",
+        "slices",
         "snapshot",
     )
 
@@ -100,6 +102,7 @@ class Journey:
         self.connections: set[ServerDoor] = set()
         self.active = active  # gauge of requests under way
         self.budget = budget
+        self.slices = Slices()
         self.on_handshake_failure = on_handshake_failure
         self.draining = False
         self.crowded = False  # no connection is kept alive
