@@ -14,40 +14,50 @@ from meshguard.model.messages import RequestHead
 from meshguard.model.reasons import GRPC_TIMEOUT_MALFORMED, UPSTREAM_TIMEOUT, Reason
 from meshguard.wire.fields import field_values, remove_fields
 
-__all__ = ["deadline_of", "is_grpc", "refusal_block", "with_timeout"]
+__all__ = ["is_grpc", "refusal_block", "with_deadline"]
 
 _TIMEOUT_FIELD = b"grpc-timeout"
 # Not `application/grpc-web`: that one is made for HTTP/1.1 and carries its trailers in the body.
 _CONTENT_TYPE = re.compile(rb"(?:\A|\n)content-type:[ \t]*application/grpc(?:[+;][^\r\n]*)?[ \t]*\r", re.IGNORECASE).search
+_USUAL_TYPE = b"\ncontent-type: application/grpc\r\n"
 # At most eight digits and one unit.
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])").fullmatch
+_TIMEOUT_LINE = re.compile(rb"grpc-timeout: ([0-9]{1,8})([HMSmun])\r\n").match
 _UNIT_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _PLAIN = frozenset(range(0x20, 0x7F)) - {0x25}
 
 
 def is_grpc(head: RequestHead) -> bool:
     """A gRPC call: over HTTP/2, with one of its content types."""
-    return head.minor == 2 and b"application/grpc" in head.block and _CONTENT_TYPE(head.block) is not None
+    block = head.block
+    return head.minor == 2 and b"application/grpc" in block and (_USUAL_TYPE in block or _CONTENT_TYPE(block) is not None)
 
 
-def deadline_of(block: bytes, started: float) -> float:
-    """The end of the call that its client wishes, in monotonic seconds; 0.0 without one. Raises RequestError for one that is malformed."""
-    values = field_values(block, _TIMEOUT_FIELD) if b"grpc-timeout" in block else []
-    if not values:
-        return 0.0
-    match = _TIMEOUT(values[0])
-    if len(values) > 1 or match is None:
-        raise RequestError(GRPC_TIMEOUT_MALFORMED)
-    return started + int(match[1]) * _UNIT_S[match[2]]
-
-
-def with_timeout(block: bytes, deadline: float) -> bytes:
-    """The block with what is left of the time. Raises RequestError(UPSTREAM_TIMEOUT) when nothing is."""
+def with_deadline(block: bytes, started: float) -> tuple[float, bytes]:
+    """(end of the call that its client wishes, in monotonic seconds, and the block with what is left until then); 0.0 and the same block
+    without one. Raises RequestError(GRPC_TIMEOUT_MALFORMED), and RequestError(UPSTREAM_TIMEOUT) when nothing is left."""
+    place = block.find(_TIMEOUT_FIELD)
+    if place < 0:
+        return 0.0, block
+    match = _TIMEOUT_LINE(block, place)
+    if match is not None and (not place or block[place - 1] == 0x0A) and block.find(_TIMEOUT_FIELD, match.end()) < 0:
+        rest = block[:place] + block[match.end() :]
+    else:
+        values = field_values(block, _TIMEOUT_FIELD)
+        if not values:
+            return 0.0, block
+        match = _TIMEOUT(values[0])
+        if len(values) > 1 or match is None:
+            raise RequestError(GRPC_TIMEOUT_MALFORMED)
+        rest = remove_fields(block, (_TIMEOUT_FIELD,))
+    deadline = started + int(match[1]) * _UNIT_S[match[2]]
     left_us = round((deadline - monotonic()) * 1e6)
     if left_us <= 0:
         raise RequestError(UPSTREAM_TIMEOUT, "grpc-timeout")
-    value = b"%du" % left_us if left_us < 10**8 else b"%dm" % min(left_us // 1000, 10**8 - 1)
-    return b"%bgrpc-timeout: %b\r\n" % (remove_fields(block, (_TIMEOUT_FIELD,)), value)
+    if left_us < 1_000_000:
+        return deadline, b"%bgrpc-timeout: %du\r\n" % (rest, left_us)
+    # a thousandth of what is left at most is lost, and calls that came with the same timeout go on with the same few
+    return deadline, b"%bgrpc-timeout: %dm\r\n" % (rest, min(left_us // 1000, 10**8 - 1))
 
 
 def refusal_block(reason: Reason, decision_id: str) -> bytes:

@@ -31,7 +31,7 @@ from meshguard.net.server_names import names_of
 from meshguard.net.tls import peer_chain
 from meshguard.pipeline.exchange import Exchange
 from meshguard.pipeline.facts import RequestFacts
-from meshguard.pipeline.grpc import deadline_of, is_grpc, with_timeout
+from meshguard.pipeline.grpc import is_grpc, with_deadline
 from meshguard.pipeline.inspection_budget import InspectionBudget
 from meshguard.pipeline.peer import Peer, forwarded_lines
 from meshguard.pipeline.slices import Slices
@@ -400,8 +400,8 @@ def forward(journey: Journey, exchange: Exchange) -> object:
     exchange.most = plan.attempts
     if head.minor == 2 and is_grpc(head):
         exchange.grpc_end = b""
-        exchange.deadline = deadline_of(block, exchange.started)
-        block = (with_timeout(block, exchange.deadline) if exchange.deadline else block) + b"te: trailers\r\n"
+        exchange.deadline, block = with_deadline(block, exchange.started)
+        block += b"te: trailers\r\n"
     if head.expect and not plan.inspects_request and not exchange.request_complete:
         exchange.send_continue()
     line = plan.line if exchange.line is None else exchange.line

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from meshguard.model.messages import NO_BODY
+from meshguard.model.messages import NO_BODY, ResponseHead
 from meshguard.wire.http2.control import ControlledConnection
 from meshguard.wire.http2.engine import PROTOCOL_ERROR, ClientSink, Http2Limits
 from meshguard.wire.http2.field_book import response_book
@@ -30,11 +30,18 @@ __all__ = ["Http2Client"]
 _STREAMS_UNTIL_SETTINGS = 100
 """How many streams are opened before the server has said its limit; RFC 9113 section 6.5.2 recommends that none is lower."""
 
+_REMEMBERED = 8
+_REMEMBERED_BLOCK_BYTES = 256
+_REMEMBERED_HEAD_BYTES = 2048
+
 
 class Http2Client(ControlledConnection):
-    """An engine for the sink. `limits.streams` bounds what the server allows."""
+    """An engine for the sink. `limits.streams` bounds what the server allows.
 
-    __slots__ = ("_client_sink", "_going", "_next", "_settled")
+    Heads and trailers are remembered by their encoded block, as in `server`: most answers of a service begin and end with the same octets.
+    """
+
+    __slots__ = ("_client_sink", "_going", "_heads", "_next", "_settled", "_trailers")
 
     _takes_push = False
 
@@ -44,6 +51,8 @@ class Http2Client(ControlledConnection):
         self._next = 1
         self._going = False
         self._settled = False  # the peer's settings are known
+        self._heads: dict[tuple[bytes, int, bytes], tuple[ResponseHead, int]] = {}
+        self._trailers: dict[bytes, bytes] = {}
         self.peer_streams = _STREAMS_UNTIL_SETTINGS
         self.peer_extended_connect = False
 
@@ -92,25 +101,50 @@ class Http2Client(ControlledConnection):
                 return self._fail(PROTOCOL_ERROR, "HEADERS on an idle stream")
             if not self._closed.was_reset(stream):
                 return self._fail(STREAM_CLOSED, "HEADERS on a closed stream")
+        end = flags & END_STREAM
+        if state is not None and not state.ended_there and not depends_on_itself:
+            if not state.answered:
+                known = self._heads.get((block, end, state.method))
+                if known is not None:
+                    return self._on_head(state, _copy(known[0]), known[1], end)
+            elif end and state.left <= 0:
+                trailers = self._trailers.get(block)
+                if trailers is not None:
+                    return self._ended_there(state, trailers)
         entries = self._decode(block)
         if entries is None:
             return None
+        changed = self._decoder.changed
+        if changed:
+            self._forget_blocks()
         if state is None:
             self._spend()
             return None  # late, after we have reset the stream
         if state.ended_there:
             return self._stream_error(stream, STREAM_CLOSED, "HEADERS behind the end of a stream")
-        end = flags & END_STREAM
         if depends_on_itself:
             return self._stream_error(stream, PROTOCOL_ERROR, "a stream that depends on itself")
+        remembers = not changed and len(block) <= _REMEMBERED_BLOCK_BYTES
         try:
             if state.answered:
                 if not end or state.left > 0:
                     raise MalformedHead("trailers that do not end the stream, or before the end of the body")
-                return self._ended_there(state, trailers_of(entries, self._limits))
+                trailers = trailers_of(entries, self._limits)
+                if remembers and len(trailers) <= _REMEMBERED_HEAD_BYTES:
+                    if len(self._trailers) >= _REMEMBERED:
+                        self._trailers.clear()
+                    self._trailers[block] = trailers
+                return self._ended_there(state, trailers)
             head, declared = response_of(entries, end != 0, state.method, self._limits)
         except MalformedHead as exc:
             return self._stream_error(stream, PROTOCOL_ERROR, str(exc))
+        if remembers and head.size <= _REMEMBERED_HEAD_BYTES:
+            if len(self._heads) >= _REMEMBERED:
+                self._heads.clear()
+            self._heads[block, end, state.method] = _copy(head), declared
+        return self._on_head(state, head, declared, end)
+
+    def _on_head(self, state: Stream, head: ResponseHead, declared: int, end: int) -> None:
         if head.status >= 200:
             state.answered = True
             state.silent = head.length == NO_BODY
@@ -119,10 +153,18 @@ class Http2Client(ControlledConnection):
                 state.ended_there = True
                 if state.ended_here:
                     self._forget(state)
-        self._client_sink.response(stream, head)
+        self._client_sink.response(state.id, head)
         if end and not self._dead:
             self._client_sink.capacity()
-        return None
+
+    def _forget_blocks(self) -> None:
+        self._decoder.changed = False
+        self._heads.clear()
+        self._trailers.clear()
+
+    def _on_settings_ack(self) -> None:
+        super()._on_settings_ack()
+        self._forget_blocks()  # the decoder may now want to hear of a smaller table first
 
     def _may_have_data(self, state: Stream) -> bool:
         return state.answered
@@ -159,3 +201,15 @@ class Http2Client(ControlledConnection):
         for state in [state for state in self._table.values() if state.id > last]:
             self._forget(state, reset=True)
         self._client_sink.goaway(last, code)
+
+
+def _copy(head: ResponseHead) -> ResponseHead:
+    copy = ResponseHead()
+    copy.status = head.status
+    copy.block = head.block
+    copy.length = head.length
+    copy.minor = 2
+    copy.keep_alive = True
+    copy.specials = head.specials.copy()
+    copy.size = head.size
+    return copy

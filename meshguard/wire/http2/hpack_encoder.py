@@ -18,12 +18,14 @@ NO_TABLE = b"\x20"
 """A dynamic table size update to 0, for the beginning of the first block."""
 
 _LINES = 1024
+_NAMES_REMEMBERED = 1024
 _REMEMBERED_OCTETS = 2048
 """A longer block is encoded without the memory, which holds at most 2 MB of lines."""
 _NOT_FORWARDED = frozenset((b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"http2-settings"))
 # Never to be indexed by an intermediary (section 7.1.3).
 _SENSITIVE = frozenset((b"authorization", b"proxy-authorization", b"cookie", b"set-cookie"))
 _PAIRS = {pair: index for index, pair in reversed(list(enumerate(STATIC_TABLE, 1)))}
+_WITH_VALUES = frozenset(name for name, value in STATIC_TABLE if value)
 _NAMES = {name: index for index, (name, _) in reversed(list(enumerate(STATIC_TABLE, 1)))}
 
 
@@ -50,10 +52,24 @@ def _field(name: bytes, value: bytes) -> bytes:
     return b"%b%b%b" % (start, _integer(len(value), 0x7F, 0), value)
 
 
+@functools.lru_cache(maxsize=_NAMES_REMEMBERED)
+def _literal(name: bytes) -> bytes:
+    """How every field `name` begins; empty where it depends on the value, or the field goes no further."""
+    name = name.lower()
+    if not name or name in _NOT_FORWARDED or name in _WITH_VALUES or name == b"te":
+        return b""
+    first = 0x10 if name in _SENSITIVE else 0x00
+    index = _NAMES.get(name)
+    return _integer(index, 0x0F, first) if index is not None else b"%c%b%b" % (first, _integer(len(name), 0x7F, 0), name)
+
+
 def _line(line: bytes) -> bytes:
     name, _, value = line.partition(b":")
-    name = name.lower()
     value = value.strip(b" \t")
+    start = _literal(name)
+    if start and 0 < len(value) < 0x7F:  # every other line: most of those that nobody has seen are ids
+        return b"%b%c%b" % (start, len(value), value)
+    name = name.lower()
     if not name or name in _NOT_FORWARDED or (name == b"te" and value.lower() != b"trailers"):
         return b""
     return _field(name, value)
