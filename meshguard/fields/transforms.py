@@ -89,7 +89,7 @@ def failures(invalid: Reason) -> Iterator[None]:
 class Transform:
     """The field rules of one route and direction (`request` or `response`)."""
 
-    __slots__ = ("_accepted", "_actions", "_content_types", "_fields", "direction", "invalid", "rules")
+    __slots__ = ("_accepted", "_actions", "_content_types", "_fields", "_known", "direction", "invalid", "rules")
 
     def __init__(self, direction: str, fields: Sequence[FieldPlan], rules: BodyRules, content_types: Sequence[str]) -> None:
         self.direction = direction
@@ -98,6 +98,7 @@ class Transform:
         self._fields = tuple(fields)
         self._content_types = frozenset(content_types)
         self._accepted: dict[str, Representation] = {}
+        self._known: dict[tuple[tuple[bytes, bytes], ...], Representation] = {}
         self._actions: dict[frozenset[str], tuple[Action, ...]] = {}
 
     def check_headers(self, content_types: Sequence[str], content_encodings: Sequence[str]) -> Representation:
@@ -108,6 +109,19 @@ class Transform:
         with failures(self.invalid):
             found = parse_representation(content_types, content_encodings)
             self._check_type(found)
+        return found
+
+    def check_lines(self, lines: Sequence[tuple[bytes, bytes]]) -> Representation:
+        """`check_headers` of the lines themselves, each (`type` or `encoding` in any case, value): equal ones are parsed once."""
+        key = tuple(lines)
+        found = self._known.get(key)
+        if found is None:
+            values: dict[bytes, list[str]] = {b"type": [], b"encoding": []}
+            for name, value in lines:
+                values[name.lower()].append(value.rstrip(b" \t").decode("latin-1"))
+            found = self.check_headers(values[b"type"], values[b"encoding"])
+            if len(self._known) < MAX_REMEMBERED:
+                self._known[key] = found
         return found
 
     def streams(self, representation: Representation) -> bool:

@@ -10,6 +10,7 @@ reads the response, and the request goes to another proxy, which judges its own 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from secrets import token_bytes
@@ -31,7 +32,7 @@ from meshguard.model.reasons import (
 from meshguard.model.verdicts import Permit
 from meshguard.pipeline.facts import RequestFacts
 from meshguard.pipeline.slices import SLICED_FROM, STEPS
-from meshguard.wire.fields import field_values, remove_fields
+from meshguard.wire.fields import field_values, remove_fields, remover
 
 if TYPE_CHECKING:
     from meshguard.fields.body_stream import BodyStream
@@ -51,8 +52,12 @@ _OF_THE_OLD_BODY = (
     *(b"etag", b"last-modified", b"accept-ranges", b"cache-control"),
     *(b"content-md5", b"digest", b"content-digest", b"repr-digest"),
 )
+_without_old_body = remover(_OF_THE_OLD_BODY)
 # A part of a document cannot be judged, and a coded one only after decoding: ask the upstream for the whole, as it is.
-_REPRESENTATION = (b"range", b"if-range", b"accept-encoding", b"if-none-match", b"if-modified-since", b"grpc-accept-encoding")
+_without_parts = remover(
+    (b"range", b"if-range", b"accept-encoding", b"if-none-match", b"if-modified-since", b"grpc-accept-encoding")
+)
+_representation = re.compile(rb"\n(?i:content-(type|encoding)):[ \t]*+([^\r\n]*+)").findall
 _PRIVATE = b"cache-control: private, no-cache\r\n"
 
 
@@ -120,7 +125,7 @@ class Inspection:
             self._reader = Reader(table.binding.roles_with(self._facts.claims), principal)
         block = head.block
         if fields.response is not None:
-            exchange.block = block = remove_fields(block, _REPRESENTATION) + b"accept-encoding: identity\r\n"
+            exchange.block = block = _without_parts(block) + b"accept-encoding: identity\r\n"
         if fields.request_head is not None:
             query = plan.query
             exchange.block, rewritten, operations = fields.request_head.apply(
@@ -139,7 +144,7 @@ class Inspection:
         streams = False
         if plan.inspects_request:
             transform = self._transform(exchange, "request")
-            self._representation = representation = transform.check_headers(*_representation(head.block))
+            self._representation = representation = transform.check_lines(_representation(b"\n" + head.block))
             streams = transform.streams(representation)
         if streams:
             limit = self._journey.budget.body_bytes
@@ -262,7 +267,7 @@ class Inspection:
             return True
         transform = plan.fields.response
         try:
-            self._representation = representation = transform.check_headers(*_representation(block))
+            self._representation = representation = transform.check_lines(_representation(b"\n" + block))
             if head.status in (206, 226):
                 raise RequestError(RESPONSE_NOT_INSPECTABLE, "partial content")
             if transform.streams(representation):
@@ -285,7 +290,7 @@ class Inspection:
             representation, self._reader, token_bytes, self._journey.budget.body_bytes, self._facts, _message_coding(block)
         )
         self._phase = "response-stream"
-        exchange.send_head(head.status, remove_fields(block, _OF_THE_OLD_BODY) + _PRIVATE, head, length=CHUNKED)
+        exchange.send_head(head.status, _without_old_body(block) + _PRIVATE, head, length=CHUNKED)
         return True
 
     def takes_response(self, exchange: Exchange, data: bytes) -> bool:
@@ -332,7 +337,7 @@ class Inspection:
         block = self._block
         if operations:
             # the view belongs to this caller: no shared cache may give it to another one
-            block = remove_fields(block, _OF_THE_OLD_BODY) + _PRIVATE
+            block = _without_old_body(block) + _PRIVATE
         exchange.response_bytes = len(body)
         exchange.send_head(head.status, block, head, length=len(body), whole=len(body) <= _ONE_WRITE)
         if body:
@@ -433,11 +438,3 @@ def _message_coding(block: bytes) -> str:
     """gRPC's coding of messages; more than one line of it is none that is known."""
     values = field_values(block, b"grpc-encoding")
     return ",".join(value.decode("latin-1").lower() for value in values)
-
-
-def _representation(block: bytes) -> tuple[list[str], list[str]]:
-    """The values of Content-Type and of Content-Encoding."""
-    return (
-        [value.decode("latin-1") for value in field_values(block, b"content-type")],
-        [value.decode("latin-1") for value in field_values(block, b"content-encoding")],
-    )
