@@ -68,8 +68,10 @@ def _wrong(plain: bytes, status: int | str, body: bytes, count: int) -> str:
     if status != 200:
         return f"the document gave {status}"
     values: dict[str, str] = json.loads(plain)["customer"]
-    expected = plain
-    for name, sealed in zip(NAMES[:count], _SEALED.findall(body), strict=False):
+    expected, found = plain, _SEALED.findall(body)
+    if len(found) != count:
+        return f"the document has {len(found)} sealed values, not {count}"
+    for name, sealed in zip(NAMES[:count], found, strict=True):
         expected = expected.replace(b'"%b":"%b"' % (name.encode(), values[name].encode()), b'"%b":%b' % (name.encode(), sealed))
     return "" if body == expected else f"the document is not the one with {count} fields sealed"
 
