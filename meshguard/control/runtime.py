@@ -107,6 +107,7 @@ class Runtime:
     ) -> None:
         """Builds the first snapshot and opens the listeners. Raises MeshguardError, OSError."""
         self.telemetry = telemetry
+        self.keyring.history.to(telemetry.keys_changed)
         self._background = background
         self._tokens = tokens
         await self._change(inputs, identity)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from meshguard.control.settings.configuration import Configuration
 from meshguard.telemetry.decision_log import DecisionLog, gap_line
@@ -90,6 +90,11 @@ class Telemetry:
             gate.event("policy", {"digest": policy_digest, "revision": revision})
         if before[1:] != self._told[1:] and identity:
             gate.event("identity", {"not_after": int(not_after), "spiffe_id": identity})
+
+    def keys_changed(self, event: Mapping[str, Any]) -> None:
+        """Puts on record what became of the versions and tenants of a keyset (`key_history`)."""
+        if self.gate is not None:
+            self.gate.event("keys", event)
 
     def reopen(self) -> None:
         """After a rotation of the log file."""
