@@ -6,21 +6,31 @@ BIN := $(VENV)/bin
 RUN := $(VENV)/.run-installed
 DEV := $(VENV)/.dev-installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --require-hashes
+# Test files are spread over the cores; ARGS="-n0" runs them in one process (for --pdb).
+PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 FUZZ_S ?= 300
 ARGS ?=
+# Some environments forbid bytecode: then each of the hundreds of processes would compile the whole package anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: serve test lint bench soak fuzz autobahn check clean help
+.PHONY: serve test lint style types environment bench soak fuzz autobahn check clean help
 
 serve: $(RUN)  ## run the guided demo: a proxy with a development CA, an upstream, a client (ARGS="..." is passed on)
 	$(BIN)/python -m meshguard demo $(ARGS)
 
 test: $(DEV)  ## run the tests (ARGS="tests/wire -k chunk" narrows them)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
-lint: $(DEV)  ## ruff and mypy --strict
+lint: style types  ## ruff and mypy --strict
+
+style: $(DEV)
 	$(BIN)/ruff check .
+
+types: $(DEV)
 	$(BIN)/mypy
+
+environment: $(DEV)
 
 bench: $(DEV)  ## measure against other proxies; the table goes to standard output
 	$(BIN)/python -m benchmarks $(ARGS)
@@ -30,7 +40,7 @@ soak: $(DEV)  ## constant load while policies, certificates and endpoints change
 
 fuzz: $(DEV)  ## fuzz every parser of strangers' octets for FUZZ_S seconds (default 300), then the properties with new seeds
 	$(BIN)/python -m fuzz --seconds $(FUZZ_S)
-	$(BIN)/python -m pytest -x --hypothesis-seed=$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ') $$(grep -rl '^from hypothesis' tests)
+	$(BIN)/python -m pytest $(PARALLEL) -x --hypothesis-seed=$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ') $$(grep -rl '^from hypothesis' tests)
 
 autobahn: $(DEV)  ## compare WebSocket verdicts with and without the proxy (ARGS="--python2 PATH --quick")
 	$(BIN)/python -m tests.autobahn $(ARGS)
@@ -59,5 +69,5 @@ $(RUN): requirements.lock | $(BIN)/python
 
 $(DEV): requirements-dev.lock | $(BIN)/python
 	@echo "installing locked dependencies and tools into $(VENV)"
-	@$(PIP) -r requirements-dev.lock
+	@$(PIP) --no-compile -r requirements-dev.lock
 	@touch $@ $(RUN)

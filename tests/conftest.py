@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import ssl
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.harness.client import RawClient
 from tests.harness.mesh import Mesh
+
+# Hundreds of processes are started from here: without bytecode each of them would compile the whole package anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+# A shared machine is slow at times: how long an example takes is no property of what is tested.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 ENGINES = ("default", "reference")
 
@@ -23,7 +34,8 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     made.close()
 
 
-@pytest.fixture(scope="session", params=ENGINES)
+# "module", not "session": pytest would put all tests of one engine first, and start the process of each module twice
+@pytest.fixture(scope="module", params=ENGINES)
 def engine(request: pytest.FixtureRequest) -> str:
     return request.param
 

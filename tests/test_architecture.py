@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib import util
 from pathlib import Path
@@ -91,8 +91,13 @@ def imports(module: ast.Module, *, runtime: bool = True) -> Iterator[tuple[str, 
                 yield node.module or "", alias.name, node.lineno
 
 
-def edges() -> Iterator[tuple[str, str, str]]:
+@cache
+def edges() -> tuple[tuple[str, str, str], ...]:
     """(package, imported package, where) between packages of meshguard."""
+    return tuple(_edges())
+
+
+def _edges() -> Iterator[tuple[str, str, str]]:
     for path in MODULES:
         own = package_of(name_of(path))
         for module, name, line in imports(tree(path)):
@@ -102,7 +107,7 @@ def edges() -> Iterator[tuple[str, str, str]]:
                     yield own, other, f"{path.relative_to(ROOT)}:{line}"
 
 
-def breaches_of_floors(found: Iterator[tuple[str, str, str]]) -> list[str]:
+def breaches_of_floors(found: Iterable[tuple[str, str, str]]) -> list[str]:
     return [
         f"{where}: {own} imports {other}"
         for own, other, where in found

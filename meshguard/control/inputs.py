@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from meshguard.control.contracts import Contracts, contract_files, load_contracts
 from meshguard.control.keyring import Keyring, LoadedKeys
@@ -15,11 +16,13 @@ from meshguard.control.policies import LoadedPolicy, load_policy
 from meshguard.control.settings.bundle import BundleConfig
 from meshguard.control.settings.configuration import Configuration
 from meshguard.control.settings.load import LoadedConfiguration
-from meshguard.fields.compile import CompiledFields
-from meshguard.fields.keyset import Keyset
 from meshguard.model.errors import DocumentError, Problem
 from meshguard.policy.compiled import CompiledPolicy
-from meshguard.sources.bundles import BundleKeeper, BundleSettings, Candidate
+
+if TYPE_CHECKING:
+    from meshguard.fields.compile import CompiledFields
+    from meshguard.fields.keyset import Keyset
+    from meshguard.sources.bundles import BundleKeeper, BundleSettings, Candidate
 
 __all__ = ["Inputs", "bundle_settings", "load_inputs"]
 
@@ -53,6 +56,8 @@ def load_inputs(
     keys = keyring.load(configuration.keys, create=create)
     candidate = None
     if configuration.bundle is not None:
+        from meshguard.sources.bundles import BundleKeeper
+
         candidate, policy = _from_bundle(bundles or BundleKeeper(bundle_settings(configuration.bundle)), keys.keysets)
     else:
         policy = load_policy(configuration.policies, keysets=keys.keysets)
@@ -81,6 +86,8 @@ def _from_bundle(bundles: BundleKeeper, keysets: Mapping[str, Keyset]) -> tuple[
 
 def bundle_settings(config: BundleConfig) -> BundleSettings:
     """What the keeper needs of the configuration."""
+    from meshguard.sources.bundles import BundleSettings
+
     return BundleSettings(
         config.path, config.url, config.ca, tuple(config.keys), config.threshold, config.state, config.interval_s, config.name
     )

@@ -29,7 +29,6 @@ from meshguard.control.state_metrics import families
 from meshguard.control.telemetry import Telemetry
 from meshguard.control.tokens import TokenKeys
 from meshguard.model.errors import MeshguardError
-from meshguard.sources.bundles import BundleKeeper, follow
 from meshguard.sources.identity import IdentitySource, IdentityUpdate, first_update
 from meshguard.sources.watch import watch
 from meshguard.telemetry.logs import LineHandler
@@ -38,6 +37,7 @@ from meshguard.telemetry.write_lock import new_lock_file
 
 if TYPE_CHECKING:
     from meshguard.control.ledger import LedgerService
+    from meshguard.sources.bundles import BundleKeeper
 
 __all__ = ["Process", "run"]
 
@@ -123,6 +123,8 @@ class Process:
                 if bundles is not None:
                     work.append(background.create_task(end_break_glass(runtime, self._changed)))
                     if bundles.has_url:
+                        from meshguard.sources.bundles import follow
+
                         work.append(background.create_task(follow(bundles, partial(self._changed, "bundle"))))
                 if configuration.quarantine.path is not None:
                     work.append(background.create_task(_follow(configuration.quarantine.path, quarantine.reload)))
@@ -167,14 +169,18 @@ class Process:
     # -- alone, or one of many --------------------------------------------------------------------------------------------
 
     async def _first_bundles(self) -> BundleKeeper | None:
-        config = self._load_configuration().configuration.bundle
-        bundles = BundleKeeper(bundle_settings(config)) if config is not None else None
-        if bundles is not None:
-            await bundles.fetch_first()
+        self._loaded = self._load_configuration()
+        config = self._loaded.configuration.bundle
+        if config is None:
+            return None
+        from meshguard.sources.bundles import BundleKeeper
+
+        bundles = BundleKeeper(bundle_settings(config))
+        await bundles.fetch_first()
         return bundles
 
     def _first_inputs(self, bundles: BundleKeeper | None) -> Inputs:
-        inputs = load_inputs(self._load_configuration, self._runtime.keyring, bundles)
+        inputs = load_inputs(lambda: self._loaded, self._runtime.keyring, bundles)
         for note in inputs.loaded.notes:
             log.warning(note)
         return inputs

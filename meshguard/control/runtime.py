@@ -33,7 +33,7 @@ from meshguard.control.settings.load import LoadedConfiguration
 from meshguard.control.telemetry import Telemetry
 from meshguard.control.upstreams import Upstreams
 from meshguard.control.views import listener_view
-from meshguard.fields.views import Reader
+from meshguard.fields.reader import Reader
 from meshguard.integrity.bundle import BundleError
 from meshguard.model.errors import MeshguardError
 from meshguard.net.listener import Listener, ServerDoor, TlsGate

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from meshguard.control.settings.identity import JwtConfig
-from meshguard.identity.jwt import JwtIssuer
 from meshguard.model.errors import IdentityError
-from meshguard.pipeline.tokens import TokenVerifier
-from meshguard.sources.jwks import JwksSource
+
+if TYPE_CHECKING:
+    from meshguard.pipeline.tokens import TokenVerifier
+    from meshguard.sources.jwks import JwksSource
 
 __all__ = ["TokenKeys"]
 
@@ -26,6 +28,13 @@ class TokenKeys:
 
     def __init__(self, configs: Sequence[JwtConfig]) -> None:
         self._sources: list[JwksSource] = []
+        self.verifier: TokenVerifier | None = None
+        if not configs:
+            return
+        from meshguard.identity.jwt import JwtIssuer  # only who has issuers pays for them
+        from meshguard.pipeline.tokens import TokenVerifier
+        from meshguard.sources.jwks import JwksSource
+
         issuers = []
         for config in configs:
             issuer = JwtIssuer(config.issuer, config.audiences, config.algorithms, header=config.header)
@@ -33,7 +42,7 @@ class TokenKeys:
             issuer.on_unknown_key = source.unknown_key
             issuers.append(issuer)
             self._sources.append(source)
-        self.verifier = TokenVerifier(tuple(issuers)) if issuers else None
+        self.verifier = TokenVerifier(tuple(issuers))
 
     async def load(self) -> None:
         """A first try for every issuer. Raises IdentityError where a key file cannot be used."""

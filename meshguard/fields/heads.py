@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from meshguard.fields.contexts import Caller
 from meshguard.fields.form import rewrite_pairs
+from meshguard.fields.reader import Reader
 from meshguard.fields.transforms import NOBODY_KNOWN, failures
 from meshguard.fields.treatment import Work
-from meshguard.fields.views import Action, FieldPlan, Reader
+from meshguard.fields.views import Action, FieldPlan
 from meshguard.model.errors import RequestError
 from meshguard.model.reasons import BODY_INVALID, FIELD_NOT_OPENED, MALFORMED_REQUEST, RESPONSE_NOT_INSPECTABLE
 from meshguard.model.record import FieldOperation

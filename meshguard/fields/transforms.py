@@ -22,10 +22,11 @@ from meshguard.fields.json_body import JsonRules
 from meshguard.fields.json_scan import JsonError
 from meshguard.fields.multipart import MultipartError, boundary_of, rewrite_parts
 from meshguard.fields.protobuf_wire import ProtobufError
+from meshguard.fields.reader import Reader
 from meshguard.fields.representation import STREAMED, NotReadableError, Representation, parse_representation
 from meshguard.fields.streams import RecordTooLongError
 from meshguard.fields.treatment import Work
-from meshguard.fields.views import WIRE, Action, FieldPlan, Reader
+from meshguard.fields.views import WIRE, Action, FieldPlan
 from meshguard.model.errors import KeysetError, RequestError
 from meshguard.model.reasons import (
     BODY_INVALID,

@@ -12,21 +12,12 @@ from meshguard.fields.contexts import Caller, Context, TenantSelector
 from meshguard.fields.keyset import Keyset
 from meshguard.fields.masks import Mask
 from meshguard.fields.protection import Protection
+from meshguard.fields.reader import Reader
 
-__all__ = ["WIRE", "Action", "FieldPlan", "Reader"]
+__all__ = ["WIRE", "Action", "FieldPlan"]
 
 MAX_TENANTS = 1024
 """Tenants whose protections a rule keeps at hand; more start over."""
-
-
-class Reader:
-    """The recipient of a message: its `roles` and, for the record, its `principal`."""
-
-    __slots__ = ("principal", "roles")
-
-    def __init__(self, roles: frozenset[str], principal: str | None = None) -> None:
-        self.roles = roles
-        self.principal = principal
 
 
 WIRE = Reader(frozenset(("\0wire",)))

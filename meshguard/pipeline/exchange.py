@@ -29,7 +29,6 @@ from meshguard.model.reasons import (
 )
 from meshguard.model.verdicts import Permit
 from meshguard.net.cluster.endpoint import Connection
-from meshguard.pipeline.inspection import Inspection
 from meshguard.pipeline.refusal import answer_of, problem_response
 from meshguard.pipeline.repeat import repeatable
 from meshguard.pipeline.state import ExchangeState
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from meshguard.net.cluster.cluster import Cluster
     from meshguard.net.stream import Downstream, Upstream
     from meshguard.net.tunnel import Tunnel
+    from meshguard.pipeline.inspection import Inspection
     from meshguard.pipeline.journey import Journey
 
 __all__ = ["Exchange"]
@@ -157,6 +157,8 @@ class Exchange(ExchangeState):
     def inspection(self, journey: Journey) -> Inspection:
         """The bodies of this exchange, for a route with field rules."""
         if self._inspection is None:
+            from meshguard.pipeline.inspection import Inspection  # loaded by the first who needs it
+
             self._inspection = Inspection(journey, self)
         return self._inspection
 
@@ -330,9 +332,8 @@ class Exchange(ExchangeState):
 
     def upstream_failed(self, reason: Reason, detail: str) -> None:
         """The upstream connection broke or broke the rules. Safe requests whose kept-alive connection died unanswered go again."""
-        connection = self._connection
         cluster = self._cluster
-        self._connection = None
+        connection, self._connection = self._connection, None
         if connection is not None:
             connection.drop(reason)
         if self.ended or cluster is None:

@@ -14,7 +14,7 @@ from meshguard.wire.semantics import FieldRules
 
 if TYPE_CHECKING:
     from meshguard.fields.compile import CompiledFields
-    from meshguard.fields.views import Reader
+    from meshguard.fields.reader import Reader
     from meshguard.identity.trust import TrustStore
     from meshguard.net.cluster.cluster import Cluster
     from meshguard.net.destinations import Destinations

@@ -17,7 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.harness.proxy import ROOT, Proxy, eventually, free_port
+from tests.harness.ports import free_port
+from tests.harness.proxy import ROOT, Proxy, eventually
 
 HOME = ROOT / ".autobahn"
 GOOD = frozenset(("OK", "INFORMATIONAL", "NON-STRICT"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import socket
 import ssl
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +13,7 @@ from tests.harness.client import RawClient
 from tests.harness.collector import Collector
 from tests.harness.mesh import SHOP, Mesh
 from tests.harness.pki import now, server_context
+from tests.harness.ports import Refusing
 from tests.harness.proxy import Proxy
 from tests.harness.upstream import Upstream
 
@@ -64,12 +64,6 @@ def _routes(engine: str) -> list[dict[str, Any]]:
     ]
 
 
-def _dead_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="session")
 def other(mesh: Mesh) -> Iterator[Upstream]:
     with Upstream() as upstream:
@@ -81,7 +75,7 @@ def town(mesh: Mesh, other: Upstream, tmp_path_factory: pytest.TempPathFactory) 
     directory = tmp_path_factory.mktemp("town")
     secure = Upstream(server_context(mesh.service("orders"), mesh.ca, directory))
     impostor = Upstream(server_context(mesh.ca.service("impostor"), mesh.ca, directory))
-    with Collector() as collector, secure, impostor:
+    with Collector() as collector, Refusing() as dead, secure, impostor:
         listeners: dict[str, Any] = {
             e: {
                 "tls": "mutual",
@@ -110,9 +104,9 @@ def town(mesh: Mesh, other: Upstream, tmp_path_factory: pytest.TempPathFactory) 
             "clusters": {
                 "app": {**mesh.endpoints(), "timeouts": {"response_s": 10}},
                 "other": mesh.endpoints(other),
-                "dead": {"endpoints": [f"127.0.0.1:{_dead_port()}"], "ejection": {"consecutive_failures": 0}},
+                "dead": {"endpoints": [dead.address], "ejection": {"consecutive_failures": 0}},
                 "flaky": {
-                    "endpoints": [f"127.0.0.1:{_dead_port()}", f"127.0.0.1:{mesh.upstream.port}"],
+                    "endpoints": [dead.address, f"127.0.0.1:{mesh.upstream.port}"],
                     "balance": "round_robin",
                     "ejection": {"consecutive_failures": 0},
                     "retries": {"attempts": 2, "budget_percent": 100},

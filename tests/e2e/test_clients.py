@@ -28,7 +28,7 @@ def files(town: Town, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str
 @pytest.fixture
 def curl(town: Town, engine: str, files: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[bytes]]:
     if shutil.which("curl") is None:
-        pytest.fail("curl is needed: apt-get install curl")
+        pytest.skip("curl is not here: apt-get install curl")
 
     def run(path: str, *options: str, scheme: str = "https") -> subprocess.CompletedProcess[bytes]:
         port = town.proxy.ports[engine]

@@ -16,7 +16,8 @@ from joserfc.jwk import ECKey
 from tests.harness.client import RawClient, Response, chunked, get
 from tests.harness.mesh import SHOP, Mesh
 from tests.harness.pki import Certificate, client_context
-from tests.harness.proxy import Proxy, free_port
+from tests.harness.ports import Refusing
+from tests.harness.proxy import Proxy
 
 LOGIN, OTHER = "https://login.shop.example", "https://other.example"
 
@@ -73,7 +74,7 @@ def edge(mesh: Mesh, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]
         {"names": ["*.apps.example"], "certificate": "wild.pem", "key": "wild.key"},
     ]
     server = {"tls": "server", "certificate": "api.pem", "key": "api.key", "to": "app"}
-    dead = free_port()
+    dead = Refusing()
     config: dict[str, Any] = {
         "identity": mesh.identity(directory),
         "jwt": [{"issuer": issuer, "audiences": ["shop"], "jwks": f"{issuer[8:13]}.json", "algorithms": ["ES256"]} for issuer in keys],
@@ -106,7 +107,7 @@ def edge(mesh: Mesh, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]
         "clusters": {
             "app": mesh.endpoints(),
             "flaky": {
-                "endpoints": [f"127.0.0.1:{dead}", f"127.0.0.1:{mesh.upstream.port}"],
+                "endpoints": [dead.address, f"127.0.0.1:{mesh.upstream.port}"],
                 "balance": "round_robin",
                 "ejection": {"consecutive_failures": 0},
                 "retries": {"attempts": 0, "budget_percent": 100},
@@ -118,7 +119,7 @@ def edge(mesh: Mesh, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]
         {"id": "users", "allow": [f"jwt:{LOGIN}#*"], "paths": ["/users"]},
         {"id": "open", "allow": "anyone", "paths": ["/open", "/small", "/large", "/endless", "/again", "/once"]},
     ]
-    with Proxy(directory, config, policies={"p.yaml": {"rules": rules}}) as proxy:
+    with dead, Proxy(directory, config, policies={"p.yaml": {"rules": rules}}) as proxy:
         yield Edge(proxy, mesh, keys, directory)
 
 

@@ -98,7 +98,7 @@ def files(place: Place) -> dict[str, str]:
 def need(tool: str) -> str:
     found = shutil.which(tool)
     if found is None:
-        pytest.fail(f"{tool} is needed: apt-get install {'curl' if tool == 'curl' else 'nghttp2-client'}")
+        pytest.skip(f"{tool} is not here: apt-get install {'curl' if tool == 'curl' else 'nghttp2-client'}")
     return found
 
 

@@ -16,7 +16,8 @@ import pytest
 
 from tests.harness.client import NoAnswer, RawClient, get
 from tests.harness.mesh import Mesh
-from tests.harness.proxy import Proxy, eventually, free_port
+from tests.harness.ports import free_port
+from tests.harness.proxy import Proxy, eventually
 from tests.harness.strict import Truncated
 from tests.harness.upstream import Exchange, Upstream
 

@@ -19,6 +19,7 @@ from tests.e2e.test_quarantine import quarantine
 from tests.harness.client import RawClient, get
 from tests.harness.load import Load
 from tests.harness.mesh import SHOP, Mesh
+from tests.harness.ports import free_port
 from tests.harness.proxy import ROOT, Proxy, eventually
 from tests.harness.upstream import Exchange
 
@@ -209,8 +210,6 @@ def test_a_worker_that_is_stopped_does_not_mix_states(proxy: Proxy) -> None:
 
 
 def test_a_new_listener_is_opened_and_a_removed_one_closed_by_all(proxy: Proxy) -> None:
-    from tests.harness.proxy import free_port
-
     port = free_port()
     proxy.config["listeners"]["second"] = {"tls": "none", "to": "app", "address": f"127.0.0.1:{port}"}
     proxy.ports["second"] = port

@@ -97,7 +97,7 @@ class Collector:
                 self.metrics.append(ExportMetricsServiceRequest.FromString(body))
             self._condition.notify_all()
 
-    def wait(self, predicate: Callable[[Span], Any], what: str, deadline_s: float = 12.0) -> Span:
+    def wait(self, predicate: Callable[[Span], Any], what: str, deadline_s: float = 20.0) -> Span:
         """The first span with a true `predicate`."""
         found: list[Span] = []
 

@@ -18,7 +18,7 @@ import h2.exceptions
 import h2.settings
 import orjson
 
-DEADLINE_S = 8.0
+DEADLINE_S = 20.0
 Fields = list[tuple[str, str]]
 
 

@@ -12,7 +12,8 @@ import sys
 import threading
 from typing import Any
 
-from tests.harness.proxy import Lines, eventually, free_port
+from tests.harness.ports import free_port
+from tests.harness.proxy import Lines, eventually
 
 ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "AKIATEST", "AWS_SECRET_ACCESS_KEY": "test-secret-access-key"}
 

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from tests.harness.proxy import Lines, eventually, free_port
+from tests.harness.ports import free_port
+from tests.harness.proxy import Lines, eventually
 
 ROOT_TOKEN = "root-token-of-a-test"
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,21 +17,10 @@ from typing import Any
 import orjson
 import yaml
 
+from tests.harness.ports import free_port
+
 ROOT = Path(__file__).resolve().parents[2]
-START_DEADLINE_S = 15.0
-
-
-def free_port() -> int:
-    """A port below the ephemeral range, so that no outgoing connection takes it before the process binds it."""
-    for _ in range(200):
-        port = random.randint(15000, 31000)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise AssertionError("no free port")
+START_DEADLINE_S = 60.0
 
 
 class Lines:
@@ -65,7 +52,7 @@ class Lines:
         self._thread.join(5)
         self._stream.close()
 
-    def wait(self, predicate: Callable[[Any], Any], what: str = "a line", deadline_s: float = 6.0, since: int = 0) -> Any:
+    def wait(self, predicate: Callable[[Any], Any], what: str = "a line", deadline_s: float = 20.0, since: int = 0) -> Any:
         """The first item (from index `since`) with a true `predicate(item)`."""
         position = since
 
@@ -237,14 +224,14 @@ class Proxy:
     def mark(self) -> int:
         return len(self.stdout.items)
 
-    def decision(self, decision_id: str, deadline_s: float = 6.0) -> dict[str, Any]:
+    def decision(self, decision_id: str, deadline_s: float = 20.0) -> dict[str, Any]:
         """The decision record with this id."""
         return self.stdout.wait(lambda r: r.get("id") == decision_id, f"the decision record {decision_id}", deadline_s)
 
     def decision_where(self, predicate: Callable[[dict[str, Any]], Any], what: str, since: int = 0) -> dict[str, Any]:
         return self.stdout.wait(predicate, what, since=since)
 
-    def reload(self, deadline_s: float = 6.0) -> str:
+    def reload(self, deadline_s: float = 20.0) -> str:
         """SIGHUP, then the line on standard error that reports just this reload, taken over or refused (watched files cause others)."""
         since = len(self.stderr.items)
         self.signal(signal.SIGHUP)
@@ -253,7 +240,7 @@ class Proxy:
         )
         return line
 
-    def wait_reloaded(self, since: int, deadline_s: float = 6.0) -> str:
+    def wait_reloaded(self, since: int, deadline_s: float = 20.0) -> str:
         """The line on standard error (from index `since`) that reports a reload, taken over or refused."""
         line: str = self.stderr.wait(lambda text: "reloaded" in text or "refused" in text, "a report of the reload", deadline_s, since)
         return line
@@ -274,7 +261,7 @@ def _replace(path: Path, data: bytes) -> None:
     fresh.replace(path)
 
 
-def eventually(predicate: Callable[[], Any], what: str, deadline_s: float = 6.0) -> Any:
+def eventually(predicate: Callable[[], Any], what: str, deadline_s: float = 20.0) -> Any:
     """For states that announce themselves by no event: asks again until `predicate()` is true or the deadline passes."""
     pause = threading.Event()
     deadline = time.monotonic() + deadline_s

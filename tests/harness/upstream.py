@@ -292,7 +292,7 @@ class Upstream:
     def violations_since(self, mark: tuple[int, int, int]) -> list[str]:
         return self.violations[mark[2] :]
 
-    def wait(self, predicate: Callable[[], Any], what: str, deadline_s: float = 8.0) -> Any:
+    def wait(self, predicate: Callable[[], Any], what: str, deadline_s: float = 20.0) -> Any:
         """Waits until `predicate()` is true, woken by everything that arrives."""
         with self._changed:
             result = self._changed.wait_for(predicate, deadline_s)

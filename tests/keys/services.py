@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.harness.openbao import ROOT_TOKEN, OpenBao, binary
-from tests.harness.proxy import free_port
+from tests.harness.ports import Refusing
 
 SOFTHSM = next(
     (path for path in ("/usr/lib/softhsm/libsofthsm2.so", "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so") if Path(path).exists()), ""
@@ -45,25 +45,32 @@ def vault(directory: Path) -> Service:
     token.write_text(ROOT_TOKEN + "\n")
     values = {"provider": "vault", "address": server.address, "key": "orders", "mount": "transit", "timeout_s": 5.0}
     values |= {"login": {"token_file": token}}
-    nobody = {"address": f"http://127.0.0.1:{free_port()}"}
-    return Service(values, nobody, (ROOT_TOKEN,), lambda: server.__exit__())
+    nobody = Refusing()
+
+    def close() -> None:
+        server.__exit__()
+        nobody.close()
+
+    return Service(values, {"address": f"http://{nobody.address}"}, (ROOT_TOKEN,), close)
 
 
 def awskms(directory: Path) -> Service:
-    pytest.importorskip("moto", reason="moto is not there: pip install 'moto[server,kms]'")
+    pytest.importorskip("moto", reason="moto is not there: pip install 'moto[kms]' flask-cors")
     from tests.harness.moto import Moto
 
     server = Moto().__enter__()
     os.environ |= server.environment
+    nobody = Refusing()
     values = {"provider": "awskms", "key": server.key, "region": "eu-central-1", "endpoint": server.address, "timeout_s": 5.0}
     values |= {"context": {"team": "orders"}}
 
     def close() -> None:
         server.__exit__()
+        nobody.close()
         for name in server.environment:
             os.environ.pop(name, None)
 
-    return Service(values, {"endpoint": f"http://127.0.0.1:{free_port()}"}, ("test-secret-access-key",), close)
+    return Service(values, {"endpoint": f"http://{nobody.address}"}, ("test-secret-access-key",), close)
 
 
 def pkcs11(directory: Path) -> Service:

@@ -78,7 +78,7 @@ def test_other_peoples_faults_do_not_count(reason: Reason) -> None:
     assert states(cluster)[0] == "unknown"
 
 
-@pytest.mark.parametrize("reason", [pytest.param(reason, id=reason.code) for reason in BLAMED])
+@pytest.mark.parametrize("reason", [pytest.param(reason, id=reason.code) for reason in sorted(BLAMED, key=lambda reason: reason.code)])
 def test_the_endpoints_faults_count(reason: Reason) -> None:
     cluster, _, _ = build(FOUR)
     fail(cluster, KEYS[0], 3, reason)

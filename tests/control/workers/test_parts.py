@@ -33,7 +33,7 @@ from meshguard.control.workers.messages import (
 from meshguard.control.workers.slot import Backoff
 from meshguard.control.workers.sockets import Doors
 from meshguard.telemetry.metrics import Family, HistogramValue, Kind, Registry
-from tests.harness.proxy import free_port
+from tests.harness.ports import free_port
 
 SAMPLES: dict[str, Any] = {"str": "text", "int": 7, "bool": True, "float": 1.5, "dict[str, str]": {"a": "b"}, "list[str]": ["x"]}
 
