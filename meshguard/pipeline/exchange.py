@@ -14,7 +14,7 @@ import logging
 from time import monotonic
 from typing import TYPE_CHECKING, cast
 
-from meshguard.model.errors import RequestError
+from meshguard.model.errors import RequestError, withheld
 from meshguard.model.messages import CHUNKED, NO_BODY, ResponseHead
 from meshguard.model.reasons import (
     BODY_TOO_LARGE,
@@ -362,7 +362,8 @@ class Exchange(ExchangeState):
         if isinstance(exc, RequestError):
             self.refuse(exc.reason, exc.detail)
             return
-        log.error("exception in the journey", exc_info=exc, extra={"decision_id": self.decision_id})
+        told = exc if self._inspection is None else withheld(exc)
+        log.error("exception in the journey", exc_info=told, extra={"decision_id": self.decision_id})
         self.refuse(INTERNAL_ERROR, type(exc).__name__)
 
     def _let_go(self) -> None:
