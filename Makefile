@@ -65,9 +65,12 @@ $(BIN)/python:
 $(RUN): requirements.lock | $(BIN)/python
 	@echo "installing locked dependencies into $(VENV)"
 	@$(PIP) -r requirements.lock
+	@$(BIN)/python -m compileall -q meshguard
 	@touch $@
 
 $(DEV): requirements-dev.lock | $(BIN)/python
 	@echo "installing locked dependencies and tools into $(VENV)"
+	@$(PIP) -r requirements.lock
 	@$(PIP) --no-compile -r requirements-dev.lock
+	@$(BIN)/python -m compileall -q meshguard
 	@touch $@ $(RUN)

@@ -38,6 +38,7 @@ class Bench:
 
     def __init__(self, options: Options) -> None:
         self.options = options
+        install.compile_package()
         self.tools = install.compile_tools()
         self.work = install.OUT / "run"
         shutil.rmtree(self.work, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import os
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-__all__ = ["OUT", "ROOT", "TOOLS", "Absent", "compile_tools", "envoy", "mitmdump", "system_binary"]
+__all__ = ["OUT", "ROOT", "TOOLS", "Absent", "compile_package", "compile_tools", "envoy", "mitmdump", "system_binary"]
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "benchmarks" / "out"
@@ -21,6 +22,11 @@ MITMPROXY_PACKAGE = "mitmproxy>=11,<13"
 
 class Absent(Exception):
     """Something outside the repository is missing; the text says what to install."""
+
+
+def compile_package() -> None:
+    """Bytecode of meshguard, as an installation has it: where the environment forbids to write it, each start would compile anew."""
+    compileall.compile_dir(ROOT / "meshguard", quiet=1)
 
 
 def compile_tools(directory: Path | None = None) -> dict[str, Path]:

@@ -5,11 +5,10 @@ Writes are corked until `flush` or the end, so that a short answer is one write.
 
 from __future__ import annotations
 
-from email.utils import formatdate
-
 from meshguard.model.messages import CHUNKED, NO_BODY, UNTIL_CLOSE, RequestHead
 from meshguard.model.reasons import Reason
 from meshguard.net.channel import HIGH_WATER, Channel
+from meshguard.net.dates import date_line
 from meshguard.net.limits import ConnectionLimits
 from meshguard.wire.chunked import encode_chunk, encode_last_chunk
 from meshguard.wire.serialise import CHUNKED_LINE, INTERIM_CONTINUE, STATUS_LINES, status_line
@@ -93,10 +92,9 @@ class Http1Answers:
             self._drains = True
         body_out = b"" if head is not None and head.method == b"HEAD" else body
         connection = _CLOSE if self._close_after else b""
-        date = formatdate(usegmt=True).encode("ascii")
         self._out = b""
         self.channel.write(
-            b"%bdate: %b\r\n%bcontent-length: %d\r\n%b\r\n%b" % (status_line(reason.status), date, block, len(body), connection, body_out)
+            b"%b%b%bcontent-length: %d\r\n%b\r\n%b" % (status_line(reason.status), date_line(), block, len(body), connection, body_out)
         )
 
     def send_switch(self, block: bytes) -> None:

@@ -10,12 +10,12 @@ section 8.1).
 from __future__ import annotations
 
 from collections import deque
-from email.utils import formatdate
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from meshguard.model.messages import NO_BODY, RequestHead
 from meshguard.model.reasons import Reason
+from meshguard.net.dates import date_line
 from meshguard.wire.http2.engine import CANCEL, INTERNAL_ERROR, NO_ERROR
 
 if TYPE_CHECKING:
@@ -259,7 +259,7 @@ class Http2Stream:
     def send_refusal(self, reason: Reason, block: bytes, body: bytes) -> None:
         self._out = b""
         self._status = 0
-        date = b"date: %b\r\n" % formatdate(usegmt=True).encode("ascii")
+        date = date_line()
         engine = self._connection.engine
         head = self.head
         if not body or (head is not None and head.method == b"HEAD"):

@@ -20,7 +20,6 @@ from __future__ import annotations
 import os
 import ssl
 import sys
-import tempfile
 from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
@@ -194,6 +193,8 @@ def _path_of(secret: bytes) -> Iterator[str]:
             descriptor = -1
     if descriptor < 0:
         named = True
+        import tempfile  # loads half of the library, for nobody on a usual system
+
         memory = "/dev/shm"  # noqa: S108 # mkstemp makes a file of its own there, mode 0600
         descriptor, path = tempfile.mkstemp(prefix="meshguard-", dir=memory if os.path.isdir(memory) else None)
     try:

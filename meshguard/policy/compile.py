@@ -7,8 +7,7 @@ caller escapes by not sending a token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from difflib import get_close_matches
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 from meshguard.model.errors import DocumentError, Problem
@@ -122,7 +121,7 @@ class _Compiler:
             for number, test in enumerate(document.tests):
                 self._known_role(test.caller, file, f"tests[{number}].as")
                 if test.rule is not None and test.rule not in ids:
-                    near = get_close_matches(test.rule, ids, 1)
+                    near = _nearest(test.rule, ids)
                     expected = "the id of a rule of this policy"
                     problem = Problem(file, f"tests[{number}].rule", expected, value=test.rule, nearest=near[0] if near else "")
                     self._problems.append(problem)
@@ -132,7 +131,7 @@ class _Compiler:
             return
         self._used.add(caller)
         if caller not in self._roles:
-            near = get_close_matches(caller, [*self._roles, *RESERVED_ROLES], 1)
+            near = _nearest(caller, [*self._roles, *RESERVED_ROLES])
             expected = "a role of this policy, a SPIFFE ID, anyone or authenticated"
             self._problems.append(Problem(file, path, expected, value=caller, nearest=near[0] if near else ""))
 
@@ -258,3 +257,9 @@ def _words(value: object) -> set[str]:
 def _role_path(name: str) -> str:
     """The path of a role in its document, as `sources.documents.path_text` writes it."""
     return f'roles["{name}"]' if "." in name else f"roles.{name}"
+
+
+def _nearest(word: str, known: Iterable[str]) -> list[str]:
+    from difflib import get_close_matches  # for complaints only
+
+    return get_close_matches(word, list(known), 1)

@@ -8,6 +8,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -373,7 +374,7 @@ def test_nothing_is_left_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 @pytest.mark.parametrize("lacks", ["memfd", "proc"])
 def test_without_anonymous_memory(lacks: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     made: list[str] = []
-    real = tls.tempfile.mkstemp
+    real = tempfile.mkstemp
 
     def mkstemp(**arguments: Any) -> tuple[int, str]:
         descriptor, path = real(prefix=arguments["prefix"], dir=tmp_path)
@@ -381,7 +382,7 @@ def test_without_anonymous_memory(lacks: str, monkeypatch: pytest.MonkeyPatch, t
         assert os.stat(path).st_mode & 0o777 == 0o600
         return descriptor, path
 
-    monkeypatch.setattr(tls.tempfile, "mkstemp", mkstemp)
+    monkeypatch.setattr(tempfile, "mkstemp", mkstemp)
     if lacks == "memfd":
         monkeypatch.delattr(os, "memfd_create")
     else:
