@@ -59,6 +59,7 @@ def add_filter(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--since", metavar="TIME", help="RFC 3339, a date, or an age such as 15m, 2h, 7d")
     group.add_argument("--until", metavar="TIME")
     group.add_argument("--events", action="store_true", help="events of the proxy and the ledger instead of decisions")
+    group.add_argument("--event", default="", metavar="NAME", help="events of this name: quarantine, bundle, break_glass, reload, ...")
 
 
 def filter_of(options: argparse.Namespace) -> Filter:
@@ -80,6 +81,7 @@ def filter_of(options: argparse.Namespace) -> Filter:
         since=moment_us(options.since, now) if options.since else None,
         until=moment_us(options.until, now) if options.until else None,
         events=options.events,
+        event=options.event,
     )
 
 

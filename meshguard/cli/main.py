@@ -26,6 +26,7 @@ COMMANDS: tuple[tuple[str, str], ...] = (
     ("test", "run the tests that stand in policies"),
     ("diff", "what changes between two policies, by meaning and over recorded traffic"),
     ("reach", "who can call what, allowed against observed"),
+    ("shadow", "what rules, policies and field rules in shadow would have done"),
     ("explain", "why a request was allowed or denied, from the ledger"),
     ("audit", "query, verify and prove the ledger"),
     ("schema", "print the JSON Schema of a document, for editors"),

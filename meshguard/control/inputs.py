@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from meshguard.fields.keyset import Keyset
     from meshguard.sources.bundles import BundleKeeper, BundleSettings, Candidate
 
+if TYPE_CHECKING:
+    from meshguard.control.shadow import ShadowPolicy
+    from meshguard.telemetry.controls import Citations
+
 __all__ = ["Inputs", "bundle_settings", "load_inputs"]
 
 
@@ -39,6 +43,8 @@ class Inputs:
     keys: LoadedKeys
     contracts: Contracts
     candidate: Candidate | None = None  # the bundle that the policy came from
+    controls: Citations | None = None  # of the packs that the configuration names
+    shadow: ShadowPolicy | None = None  # the candidate beside the live policy
 
     @property
     def configuration(self) -> Configuration:
@@ -69,7 +75,17 @@ def load_inputs(
     files += [cluster.tls.ca for cluster in configuration.clusters.values() if cluster.tls is not None and cluster.tls.ca is not None]
     if configuration.bundle is not None and configuration.bundle.path is not None:
         files.append(configuration.bundle.path)
-    return Inputs(loaded, policy.compiled, policy.fields, policy.warnings, tuple(files), keys, contracts, candidate)
+    controls = shadow = None
+    if configuration.shadow is not None:
+        from meshguard.control.shadow import load_shadow
+
+        shadow = load_shadow(configuration.shadow, keys.keysets)
+        files += configuration.shadow.policies
+    if configuration.packs:
+        from meshguard.control.packs.citing import citations
+
+        controls = citations(loaded, policy)
+    return Inputs(loaded, policy.compiled, policy.fields, policy.warnings, tuple(files), keys, contracts, candidate, controls, shadow)
 
 
 def _from_bundle(bundles: BundleKeeper, keysets: Mapping[str, Keyset]) -> tuple[Candidate, LoadedPolicy]:
@@ -80,6 +96,7 @@ def _from_bundle(bundles: BundleKeeper, keysets: Mapping[str, Keyset]) -> tuple[
             return candidate, load_policy(candidate.documents(), keysets=keysets, environment={})
         except DocumentError as exc:
             bundles.refused = f"bundle {candidate.bundle.name} version {candidate.bundle.version}: {exc}"
+            bundles.refusal = {"code": "documents", "error": bundles.refused, "offered": candidate.bundle.digest}
             first = first or exc
     raise first or DocumentError([])
 

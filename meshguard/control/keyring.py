@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meshguard.control.key_history import KeyHistory
+from meshguard.control.recording import Tell, silent
 from meshguard.fields.keyset import Keyset
 from meshguard.model.errors import KeysetError, MeshguardError
 from meshguard.sources.watch import watch
@@ -52,6 +53,8 @@ class Keyring:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self.rotations = 0
         self.history = KeyHistory()
+        self.tell: Tell = silent  # destroyed keys are put on record
+        self.history.to(lambda event: self.tell("keys", event))
 
     # -- load -----------------------------------------------------------------------------------------------------------
 
@@ -112,7 +115,7 @@ class Keyring:
     async def _follow(self, config: KeysetConfig, live: LiveKeyset) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(live.run())
-            group.create_task(_watch(live, self._note))
+            group.create_task(_watch(live, self._note, self.tell))
             if config.rotate_after is not None or config.retire_after is not None:
                 group.create_task(self._schedule(config, live))
 
@@ -233,17 +236,18 @@ async def _first(config: KeysetConfig, live: LiveKeyset) -> None:
         pause_s = min(2 * pause_s, 2.0)
 
 
-async def _watch(live: LiveKeyset, note: Callable[[LiveKeyset], None]) -> None:
+async def _watch(live: LiveKeyset, note: Callable[[LiveKeyset], None], tell: Tell) -> None:
     """Takes over the keyset file whenever it changes; what cannot be taken over is told, and the last good one goes on."""
     try:
         async with aclosing(watch([live.path])) as changes:
             async for _ in changes:
-                _take_over(live, note)
+                _take_over(live, note, tell)
     except (OSError, RuntimeError):
         log.exception("a keyset file cannot be watched: its changes need a restart")
 
 
-def _take_over(live: LiveKeyset, note: Callable[[LiveKeyset], None]) -> None:
+def _take_over(live: LiveKeyset, note: Callable[[LiveKeyset], None], tell: Tell) -> None:
+    before = live.record
     try:
         live.read()
     except MeshguardError as exc:
@@ -253,3 +257,8 @@ def _take_over(live: LiveKeyset, note: Callable[[LiveKeyset], None]) -> None:
         versions = {str(key.version): key.state.value for key in live.record.keys}
         note(live)
         log.info("keyset changed", extra={"data": {"keyset": live.name, "versions": versions}})
+        from meshguard.keys.shredding import proof_of
+
+        proof = proof_of(before, live.record, time.time())
+        if "versions" in proof or "tenants" in proof:
+            tell("key_destroyed", proof)

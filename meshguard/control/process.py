@@ -109,6 +109,7 @@ class Process:
         identity = await first_update(updates, _IDENTITY_S) if updates is not None else None
         telemetry.collect(self._families)
         self._quarantine = quarantine = QuarantineRegister(configuration.quarantine.path, runtime.contain)
+        quarantine.tell = runtime.keyring.tell = telemetry.event
         runtime.on_look = quarantine.expire
         self._signals()
         try:

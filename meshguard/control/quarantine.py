@@ -18,6 +18,7 @@ from typing import Any
 import orjson
 
 from meshguard.control.operations import AdminRequest, Operation, OperationError
+from meshguard.control.recording import Tell, changes, silent
 from meshguard.model.errors import DocumentError, Problem
 from meshguard.policy.quarantine import MAX_REASON, NOBODY, Entry, Quarantine, parse_target
 
@@ -37,6 +38,7 @@ class QuarantineRegister:
         self._apply = apply
         self._clock = clock
         self._text = b""
+        self.tell: Tell = silent  # each change is put on record
         self.current = NOBODY
 
     def load(self) -> None:
@@ -85,7 +87,7 @@ class QuarantineRegister:
 
     def remove(self, target: str, by: str) -> None:
         """Raises KeyError when it is not there, OSError."""
-        self._change(self.current.without(target))
+        self._change(self.current.without(target), by)
         log.warning("quarantine ended", extra={"data": {"target": target, "by": by}})
 
     def expire(self) -> None:
@@ -96,7 +98,7 @@ class QuarantineRegister:
             self._change(current.alive(self._clock()))
             log.warning("quarantine ended", extra={"data": {"targets": ended, "by": "time to live"}})
 
-    def _change(self, quarantine: Quarantine) -> None:
+    def _change(self, quarantine: Quarantine, by: str = "") -> None:
         if self._path is not None:
             text = orjson.dumps({"quarantine": [asdict(entry) for entry in quarantine.entries.values()]}, option=orjson.OPT_INDENT_2)
             fresh = self._path.with_name(f".{self._path.name}.{os.getpid()}")
@@ -110,11 +112,14 @@ class QuarantineRegister:
                 fresh.unlink(missing_ok=True)
                 raise
             self._text = text
-        self._take(quarantine, "operation")
+        self._take(quarantine, "operation", by)
 
-    def _take(self, quarantine: Quarantine, source: str) -> None:
-        self.current = quarantine
+    def _take(self, quarantine: Quarantine, source: str, by: str = "") -> None:
+        before, self.current = self.current, quarantine
         self._apply(quarantine)
+        if source != "another worker":  # which has told it
+            for change in changes(before, quarantine, self._clock(), source, by):
+                self.tell("quarantine", change)
         log.info("quarantine in force", extra={"data": {"entries": len(quarantine.entries), "source": source}})
 
     # -- admin API ------------------------------------------------------------------------------------------------------

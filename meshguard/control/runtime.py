@@ -107,7 +107,6 @@ class Runtime:
     ) -> None:
         """Builds the first snapshot and opens the listeners. Raises MeshguardError, OSError."""
         self.telemetry = telemetry
-        self.keyring.history.to(telemetry.keys_changed)
         self._background = background
         self._tokens = tokens
         await self._change(inputs, identity)
@@ -148,7 +147,7 @@ class Runtime:
         self.state.last_error = self.bundles.refused if self.bundles is not None else ""
         if self.state.last_error:
             self._failed(why, BundleError("refused", self.state.last_error))
-        self.telemetry.reloads.value += 1
+        self.telemetry.taken_over(why, self.state.revision, change.inputs)
         data = {"why": why, "revision": self.state.revision, "policy_digest": self.state.policy_digest}
         log.info("reloaded", extra={"data": data})
 
@@ -171,7 +170,7 @@ class Runtime:
 
     def contain(self, quarantine: Quarantine) -> None:
         """Puts a quarantine in force on every listener, at once."""
-        self.quarantine = self.upstreams.contained.current = quarantine
+        self.quarantine = self.upstreams.contain(quarantine)
         material = self._identity.material if self._identity is not None else None
         own = quarantine.find(material.spiffe_id, material.serial, time.time()) if material is not None and quarantine else None
         for journey in (*self.journeys.values(), *(journey for journey, _ in self._leaving)):
@@ -182,7 +181,7 @@ class Runtime:
         self.state.failures += 1
         self.state.last_error = str(exc)
         self.state.last_error_at = time.time()
-        self.telemetry.reload_failures.value += 1
+        self.telemetry.refused(why, str(exc), self.state.policy_digest, self.bundles)
         expected = isinstance(exc, (MeshguardError, OSError, ValueError))
         data = {"why": why, "error": str(exc)}
         log.error("change refused, the last good state goes on", exc_info=None if expected else exc, extra={"data": data})
@@ -223,6 +222,8 @@ class Runtime:
             sampling=sampling,
             own_reader=own_reader,
             own=own_principal(identity),
+            controls=inputs.controls,
+            shadow=inputs.shadow.policy if inputs.shadow is not None else None,
         )
         fresh = self._bind_new(snapshot, configuration.listeners, contexts)  # the last thing that can fail
         return Change(inputs, identity, trust, snapshot, contexts, prepared, dynamic, fresh)
@@ -247,6 +248,7 @@ class Runtime:
         if material is not None:
             state.identity, state.identity_not_after = material.spiffe_id, material.not_after
         self.telemetry.changed(state.revision, state.policy_digest, state.identity, state.identity_not_after)
+        self.telemetry.cite(snapshot.controls, snapshot.shadow)
         for cluster in retired:
             task = self._background.create_task(self._retire(cluster))
             self._retiring.add(task)
@@ -254,7 +256,7 @@ class Runtime:
         if before is not None:
             before.release()
         if inputs.candidate is not None and self.bundles is not None:
-            keep(self.bundles, inputs.candidate)
+            keep(self.bundles, inputs.candidate, self.telemetry.event)
         await self.keyring.keep(inputs.keys, self._background)
         self._settle_memory()
         self._not_renewable.clear()
@@ -392,8 +394,8 @@ class Runtime:
 
     def _sweep_pools(self) -> None:
         now = time.monotonic()
-        for cluster in (*self.upstreams.clusters.values(), *self.dynamic.by_name.values(), *self._retired):
-            cluster.sweep(now)
+        for family in self._families():
+            family.sweep(now)
 
     def _renew_contexts(self) -> None:
         """OpenSSL keeps TLS 1.2 sessions in the context and Python cannot tell it not to: a context that has gathered many is replaced."""
@@ -442,7 +444,6 @@ class Runtime:
             listener.abandon("shutdown")
         for task in self._retiring:
             task.cancel()
-        for cluster in [*self.upstreams.clusters.values()]:
-            await cluster.close()
-        for destinations in [*self.dynamic.by_name.values()]:
-            await destinations.close()
+        running: tuple[Cluster | Destinations, ...] = (*self.upstreams.clusters.values(), *self.dynamic.by_name.values())
+        for family in running:
+            await family.close()

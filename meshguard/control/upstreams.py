@@ -23,7 +23,8 @@ from meshguard.net.cluster.settings import (
 )
 from meshguard.net.connector import ClientTls, Connector
 from meshguard.net.tls import build_client_context, peer_chain
-from meshguard.policy.quarantine import Containment
+from meshguard.policy.principals import parse_principal
+from meshguard.policy.quarantine import Containment, Quarantine
 from meshguard.wire.events import WireLimits
 from meshguard.wire.http1 import ResponseParser
 from meshguard.wire.http2.engine import Http2Limits
@@ -113,6 +114,14 @@ def _certificates(path: Path) -> list[bytes]:
     return read_certificates(path.read_bytes())
 
 
+def _held(quarantine: Quarantine, text: str, now: float) -> bool:
+    """A server's SPIFFE ID, or a whole pattern of them, is quarantined."""
+    if parse_principal(text).exact:
+        return quarantine.find(text, "", now) is not None
+    entry = quarantine.entries.get(text)
+    return entry is not None and entry.alive(now)
+
+
 class Upstreams:
     """The running clusters by name; they outlive snapshots, so that a reload keeps pools and health."""
 
@@ -125,6 +134,18 @@ class Upstreams:
         self.http2_limits = Http2Limits(
             streams=_STREAMS, reset_burst=_FRAMES, reset_per_s=_FRAMES, control_burst=_FRAMES, control_per_s=_FRAMES
         )
+
+    def contain(self, quarantine: Quarantine) -> Quarantine:
+        """Puts a quarantine in force. A cluster all of whose servers are named by what is quarantined is not even connected to; where a
+        pattern names them, each one is judged by its certificate."""
+        self.contained.current = quarantine
+        now = time()
+        for name, cluster in self.clusters.items():
+            tls = self._tls[name]
+            named = [] if tls is None else [*tls.spiffe_ids, *([tls.spiffe_id] if tls.spiffe_id else [])]
+            out = bool(named) and bool(quarantine) and all(_held(quarantine, text, now) for text in named)
+            cluster.barred = f"{', '.join(named)} is quarantined" if out else ""
+        return quarantine
 
     def new_connector(self, config: ClusterConfig, tls: ClientTls | None) -> Connector:
         """For one cluster, or one destination of a dynamic one."""

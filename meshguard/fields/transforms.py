@@ -90,9 +90,17 @@ def failures(invalid: Reason) -> Iterator[None]:
 class Transform:
     """The field rules of one route and direction (`request` or `response`)."""
 
-    __slots__ = ("_accepted", "_actions", "_content_types", "_fields", "_known", "direction", "invalid", "rules")
+    __slots__ = ("_accepted", "_actions", "_content_types", "_fields", "_known", "_work", "direction", "invalid", "rules")
 
-    def __init__(self, direction: str, fields: Sequence[FieldPlan], rules: BodyRules, content_types: Sequence[str]) -> None:
+    def __init__(
+        self,
+        direction: str,
+        fields: Sequence[FieldPlan],
+        rules: BodyRules,
+        content_types: Sequence[str],
+        work: type[Work] = Work,
+    ) -> None:
+        self._work = work
         self.direction = direction
         self.rules = rules
         self.invalid: Reason = BODY_INVALID if direction == "request" else RESPONSE_NOT_INSPECTABLE
@@ -101,6 +109,11 @@ class Transform:
         self._accepted: dict[str, Representation] = {}
         self._known: dict[tuple[tuple[bytes, bytes], ...], Representation] = {}
         self._actions: dict[frozenset[str], tuple[Action, ...]] = {}
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Of its field rules."""
+        return tuple(field.id for field in self._fields)
 
     def check_headers(self, content_types: Sequence[str], content_encodings: Sequence[str]) -> Representation:
         """Check every Content-Type and Content-Encoding value of a message with a body, before the body is gathered.
@@ -146,7 +159,7 @@ class Transform:
 
     def work(self, reader: Reader, nonces: Callable[[int], bytes], caller: Caller) -> Work:
         """The treatment of single values for `reader`."""
-        return Work(self._fields, self._actions_for(reader), nonces, caller)
+        return self._work(self._fields, self._actions_for(reader), nonces, caller)
 
     def apply(
         self,
@@ -174,7 +187,7 @@ class Transform:
                 representation = parse_representation((content_type,))
                 self._check_type(representation)
             plain = decode_body(coding, body, limit) if coding else body
-            work = Work(self._fields, self._actions_for(reader), nonces, caller)
+            work = self._work(self._fields, self._actions_for(reader), nonces, caller)
             rules = self.rules.json
             if representation.family == "json" and rules is not None:
                 result = rules.treat(plain, work)
@@ -195,7 +208,7 @@ class Transform:
     ) -> Generator[None, None, Transformed]:
         """`apply` for a JSON body, pausing after about `slice_` steps of 1 us each."""
         rules = self.rules.json
-        work = Work(self._fields, self._actions_for(reader), nonces, caller)
+        work = self._work(self._fields, self._actions_for(reader), nonces, caller)
         with failures(self.invalid):
             if rules is None:
                 raise NotReadableError("a format that no field rule of this route looks into")

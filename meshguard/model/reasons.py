@@ -110,6 +110,7 @@ UPSTREAM_RESET = Reason("upstream_reset", 502, 14, "The upstream ended the conne
 UPSTREAM_TIMEOUT = Reason("upstream_timeout", 504, 4, "The upstream did not answer in time", _U)
 UPSTREAM_MALFORMED = Reason("upstream_malformed", 502, 13, "The upstream's response is malformed", _U)
 UPSTREAM_QUARANTINED = Reason("upstream_quarantined", 503, 14, "The service is quarantined", _U)
+FALLBACK = Reason("fallback", 503, 14, "The service is out; this is what its route answers instead", _U)
 GRPC_NEEDS_HTTP2 = Reason("grpc_needs_http2", 502, 12, "The upstream does not speak HTTP/2, which gRPC needs", _U)
 CIRCUIT_OPEN = Reason("circuit_open", 503, 14, "The upstream is overloaded", _U)
 INTERNAL_ERROR = Reason("internal_error", 500, 13, "An internal error occurred", _I, closes=True)

@@ -7,7 +7,7 @@ wall-clock time, span objects, JSON) is derived off the path.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from meshguard.model.messages import RequestHead
 from meshguard.model.principal import Principal
@@ -71,6 +71,14 @@ class PlanFacts(Protocol):
     def cluster(self) -> str: ...  # name of the cluster, "" when none
     @property
     def policy_revision(self) -> int: ...
+    @property
+    def extra(self) -> bool: ...  # one of the three that follow is there
+    @property
+    def fallback(self) -> Any: ...  # what the route has instead of its cluster, or None
+    @property
+    def candidate(self) -> Any: ...  # what is known of a candidate policy's answer, None where none is configured
+    @property
+    def controls(self) -> Any: ...  # `telemetry.controls.Citations` where packs are configured, else None
 
 
 class WebSocketFacts(Protocol):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from meshguard.model.reasons import Reason
 
-__all__ = ["Denial", "NearMiss", "Permit", "ShadowResult"]
+__all__ = ["CandidateResult", "Denial", "NearMiss", "Permit", "ShadowResult"]
 
 
 class ShadowResult:
@@ -19,6 +19,20 @@ class ShadowResult:
     def __init__(self, rule_id: str, effect: str) -> None:
         self.rule_id = rule_id
         self.effect = effect
+
+
+class CandidateResult:
+    """What a candidate policy would have made of a request: `effect` is `same`, `would_allow`, `would_deny` or `error` (of the candidate
+    itself); by which rule, or for which `reason` (a code) and how far from the `nearest` rule."""
+
+    __slots__ = ("effect", "nearest", "policy_digest", "reason", "rule_id")
+
+    def __init__(self, effect: str, rule_id: str = "", reason: str = "", nearest: str = "", policy_digest: str = "") -> None:
+        self.effect = effect
+        self.rule_id = rule_id
+        self.reason = reason
+        self.nearest = nearest
+        self.policy_digest = policy_digest
 
 
 class NearMiss:

@@ -114,7 +114,13 @@ class Exchange(ExchangeState):
         """The cluster has no connection to give (Call interface)."""
         if not self.ended:
             self._cluster = None
-            self.refuse(reason, detail)
+            plan, table = self.plan, self.peer.table
+            if plan is not None and plan.fallback is not None and table is not None:
+                self._cluster = plan.fallback.elsewhere(self, reason, detail, table.snapshot.clusters)
+            if self._cluster is not None:
+                self._cluster.submit(self)
+            else:
+                self.refuse(reason, detail)
 
     def request_data(self, data: bytes) -> None:
         self.request_bytes += len(data)
@@ -146,14 +152,6 @@ class Exchange(ExchangeState):
         if self._connection is not None:
             self._connection.flush()
 
-    @property
-    def request_complete(self) -> bool:
-        return self._request_complete
-
-    @property
-    def connection(self) -> Upstream | None:
-        return self._connection
-
     def inspection(self, journey: Journey) -> Inspection:
         """The bodies of this exchange, for a route with field rules."""
         if self._inspection is None:
@@ -169,11 +167,6 @@ class Exchange(ExchangeState):
     def send_body(self, data: bytes) -> None:
         if self._door is not None:
             self._door.send_data(data)
-
-    @property
-    def waiting_for_client(self) -> bool:
-        """The next octet has to come from the client (and is not held back by us)."""
-        return not self._request_complete and not (self._door is not None and self._door.request_held)
 
     # -- the answer -----------------------------------------------------------------------------------------------------
 
@@ -312,6 +305,8 @@ class Exchange(ExchangeState):
         """meshguard answers itself. After the response has begun there is only the abort."""
         if self.ended:
             return
+        if self.plan is not None and self.plan.fallback is not None and not self._response_sent:
+            reason = self.plan.fallback.instead(self, reason, self._cluster is not None and bool(self._cluster.barred))
         self.refusal, self.detail = reason, detail
         self._let_go()
         door, self._door = self._door, None

@@ -10,7 +10,6 @@ reads the response, and the request goes to another proxy, which judges its own 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from functools import partial
 from secrets import token_bytes
@@ -31,14 +30,16 @@ from meshguard.model.reasons import (
 )
 from meshguard.model.verdicts import Permit
 from meshguard.pipeline.facts import RequestFacts
+from meshguard.pipeline.inspected_heads import message_coding, representation_lines, without_old_body, without_parts
 from meshguard.pipeline.slices import SLICED_FROM, STEPS
-from meshguard.wire.fields import field_values, remove_fields, remover
+from meshguard.wire.fields import remove_fields
 
 if TYPE_CHECKING:
     from meshguard.fields.body_stream import BodyStream
     from meshguard.fields.representation import Representation
     from meshguard.pipeline.exchange import Exchange
     from meshguard.pipeline.journey import Journey
+    from meshguard.pipeline.shadow_fields import ShadowFields
     from meshguard.pipeline.validation import BodyJudge
     from meshguard.validation.contract import Check
 
@@ -47,17 +48,6 @@ __all__ = ["Inspection"]
 _ONE_WRITE = 32768
 """Octets up to which a rewritten answer is on record once, whole; above it, like any streamed answer, also when it begins."""
 
-# A changed body makes these untrue (RFC 9110 section 8.8.3, RFC 9530).
-_OF_THE_OLD_BODY = (
-    *(b"etag", b"last-modified", b"accept-ranges", b"cache-control"),
-    *(b"content-md5", b"digest", b"content-digest", b"repr-digest"),
-)
-_without_old_body = remover(_OF_THE_OLD_BODY)
-# A part of a document cannot be judged, and a coded one only after decoding: ask the upstream for the whole, as it is.
-_without_parts = remover(
-    (b"range", b"if-range", b"accept-encoding", b"if-none-match", b"if-modified-since", b"grpc-accept-encoding")
-)
-_representation = re.compile(rb"\n(?i:content-(type|encoding)):[ \t]*+([^\r\n]*+)").findall
 _PRIVATE = b"cache-control: private, no-cache\r\n"
 
 
@@ -77,6 +67,7 @@ class Inspection:
         "_representation",
         "_request_body",
         "_response",
+        "_shadow",
         "_size",
         "_stream",
         "place",
@@ -93,6 +84,7 @@ class Inspection:
         self._representation: Representation | None = None
         self._stream: BodyStream | None = None
         self._judge: BodyJudge | None = None  # of the request's body
+        self._shadow: ShadowFields | None = None
         self.place = ""  # where in the request its contract was broken
         self._block = b""
         self._facts = RequestFacts(exchange, time())
@@ -120,12 +112,12 @@ class Inspection:
         if plan is None or head is None or table is None or plan.fields is None:
             raise RequestError(INTERNAL_ERROR, "no plan")
         fields = plan.fields
-        if plan.inspects_response and self._reader is None:
+        if fields.reads_response and self._reader is None:
             principal = table.principal.spiffe_id if table.principal is not None else None
             self._reader = Reader(table.binding.roles_with(self._facts.claims), principal)
         block = head.block
         if fields.response is not None:
-            exchange.block = block = _without_parts(block) + b"accept-encoding: identity\r\n"
+            exchange.block = block = without_parts(block) + b"accept-encoding: identity\r\n"
         if fields.request_head is not None:
             query = plan.query
             exchange.block, rewritten, operations = fields.request_head.apply(
@@ -135,6 +127,11 @@ class Inspection:
             if query and rewritten != query:
                 target = b"?" + rewritten if rewritten else b""
                 exchange.line = plan.line.replace(b"?%b HTTP/1.1\r\n" % query, target + b" HTTP/1.1\r\n", 1)
+        if fields.shadow is not None:
+            from meshguard.pipeline.shadow_fields import ShadowFields  # loaded by the first rule in shadow
+
+            self._shadow = ShadowFields(self._journey, exchange, fields.shadow)
+            self._shadow.request()
 
     def begin_request(self, exchange: Exchange) -> bool:
         """True: the exchange waits until the body is whole."""
@@ -144,11 +141,11 @@ class Inspection:
         streams = False
         if plan.inspects_request:
             transform = self._transform(exchange, "request")
-            self._representation = representation = transform.check_lines(_representation(b"\n" + head.block))
+            self._representation = representation = transform.check_lines(representation_lines(b"\n" + head.block))
             streams = transform.streams(representation)
         if streams:
             limit = self._journey.budget.body_bytes
-            coding = _message_coding(head.block)
+            coding = message_coding(head.block)
             self._stream = transform.stream(representation, self._request_reader(), token_bytes, limit, self._facts, coding)
             exchange.request_length = CHUNKED
         elif head.length > self._journey.budget.body_bytes:
@@ -159,6 +156,8 @@ class Inspection:
         return not streams
 
     def takes_request(self, exchange: Exchange, data: bytes) -> bool:
+        if self._shadow is not None:
+            self._shadow.request_data(data)
         if self._phase == "request-stream":
             self._pass_on(exchange, data)
             return True
@@ -172,6 +171,8 @@ class Inspection:
 
     def ends_request(self, exchange: Exchange) -> bool:
         """True: what follows the end is done here."""
+        if self._shadow is not None:
+            self._shadow.request_end()
         if self._phase == "request-stream":
             self._phase = ""
             return not self._pass_on(exchange, None)
@@ -247,6 +248,10 @@ class Inspection:
     def begin_response(self, exchange: Exchange, head: ResponseHead, block: bytes) -> bool:
         """True: the response is taken over. Raises RequestError where it cannot be read."""
         plan = exchange.plan
+        if self._shadow is not None:
+            self._shadow.response(head, block)
+            if plan is not None and plan.fields is not None and not plan.fields.reads_response:
+                return False
         if plan is None or plan.fields is None or self._reader is None:
             raise UpstreamError(INTERNAL_ERROR, "no plan or no reader")
         rewritten = block
@@ -267,7 +272,7 @@ class Inspection:
             return True
         transform = plan.fields.response
         try:
-            self._representation = representation = transform.check_lines(_representation(b"\n" + block))
+            self._representation = representation = transform.check_lines(representation_lines(b"\n" + block))
             if head.status in (206, 226):
                 raise RequestError(RESPONSE_NOT_INSPECTABLE, "partial content")
             if transform.streams(representation):
@@ -287,13 +292,15 @@ class Inspection:
         if self._reader is None:
             raise RequestError(INTERNAL_ERROR, "no reader")
         self._stream = transform.stream(
-            representation, self._reader, token_bytes, self._journey.budget.body_bytes, self._facts, _message_coding(block)
+            representation, self._reader, token_bytes, self._journey.budget.body_bytes, self._facts, message_coding(block)
         )
         self._phase = "response-stream"
-        exchange.send_head(head.status, _without_old_body(block) + _PRIVATE, head, length=CHUNKED)
+        exchange.send_head(head.status, without_old_body(block) + _PRIVATE, head, length=CHUNKED)
         return True
 
     def takes_response(self, exchange: Exchange, data: bytes) -> bool:
+        if self._shadow is not None:
+            self._shadow.response_data(data)
         if self._phase == "response-stream":
             self._send_on(exchange, data)
             return True
@@ -308,6 +315,8 @@ class Inspection:
 
     def ends_response(self, exchange: Exchange) -> bool:
         """True: the answer is complete, or refused."""
+        if self._shadow is not None:
+            self._shadow.response_end()
         if self._phase == "response-stream":
             self._phase = ""
             return not self._send_on(exchange, None)
@@ -337,7 +346,7 @@ class Inspection:
         block = self._block
         if operations:
             # the view belongs to this caller: no shared cache may give it to another one
-            block = _without_old_body(block) + _PRIVATE
+            block = without_old_body(block) + _PRIVATE
         exchange.response_bytes = len(body)
         exchange.send_head(head.status, block, head, length=len(body), whole=len(body) <= _ONE_WRITE)
         if body:
@@ -375,6 +384,8 @@ class Inspection:
 
     def close(self) -> None:
         """Gives the budget back."""
+        if self._shadow is not None:
+            self._shadow.close()
         self._journey.budget.give_back(self._held)
         self._held = 0
         self._body = bytearray()
@@ -432,9 +443,3 @@ class Inspection:
 def _of_response(error: RequestError) -> Reason:
     """The reason of a response that cannot be treated: it is the upstream's fault, unless a key is missing or the budget is spent."""
     return error.reason if error.reason in (KEY_UNAVAILABLE, INSPECTION_OVERLOADED, TENANT_UNKNOWN) else RESPONSE_NOT_INSPECTABLE
-
-
-def _message_coding(block: bytes) -> str:
-    """gRPC's coding of messages; more than one line of it is none that is known."""
-    values = field_values(block, b"grpc-encoding")
-    return ",".join(value.decode("latin-1").lower() for value in values)

@@ -347,6 +347,10 @@ def decide(journey: Journey, exchange: Exchange) -> object:
     else:
         verdict = outlook
     exchange.verdict = verdict
+    if plan.candidate is not None:
+        from meshguard.pipeline.candidate import compare
+
+        exchange.candidate = compare(plan.candidate, verdict, exchange)
     if isinstance(verdict, Denial):
         raise RequestError(verdict.reason)
     if plan.refusal is not None:

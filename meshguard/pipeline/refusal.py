@@ -6,7 +6,7 @@ import json
 from time import time
 from typing import TYPE_CHECKING
 
-from meshguard.model.reasons import QUARANTINED, TOKEN_INVALID, TOKEN_REQUIRED, WEBSOCKET_HANDSHAKE, Reason
+from meshguard.model.reasons import FALLBACK, QUARANTINED, TOKEN_INVALID, TOKEN_REQUIRED, WEBSOCKET_HANDSHAKE, Reason
 from meshguard.pipeline.grpc import is_grpc, refusal_block
 
 if TYPE_CHECKING:
@@ -45,9 +45,12 @@ def answer_of(exchange: ExchangeState, reason: Reason) -> tuple[bytes, bytes]:
     head, plan = exchange.head, exchange.plan
     exchange.status = reason.status
     body = b""
+    fallback = plan.fallback if plan is not None and reason.code == FALLBACK.code else None
     if head is not None and head.minor == 2 and is_grpc(head):
         exchange.status = 200
         exchange.grpc_end = block = refusal_block(reason, exchange.decision_id)
+    elif fallback is not None:
+        block, body = fallback.block, fallback.body
     else:
         until = exchange.peer.quarantined_until if reason is QUARANTINED else 0.0
         retry_after_s = max(1, min(round(until - time()), 86400)) if until else 60 if reason is QUARANTINED else 1

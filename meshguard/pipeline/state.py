@@ -19,6 +19,7 @@ from meshguard.net.cluster.endpoint import Endpoint
 
 if TYPE_CHECKING:
     from meshguard.identity.decision_token import Delegation
+    from meshguard.model.verdicts import CandidateResult
     from meshguard.net.cluster.cluster import Cluster
     from meshguard.net.stream import Downstream, Upstream
     from meshguard.pipeline.inspection import Inspection
@@ -52,12 +53,14 @@ class ExchangeState(Call):
         "aborted",
         "answered",
         "block",
+        "candidate",  # set only where a candidate policy is asked, and read only there
         "client",
         "client_span_id",
         "deadline",
         "delegation",
         "detail",
         "ended",
+        "fallback",  # set only where a route's fallback was taken, and read only where there is one
         "forwarded",
         "grpc_end",
         "head",
@@ -142,6 +145,22 @@ class ExchangeState(Call):
         self.delegation: Delegation | None = None  # who called whom on the way here, where a token says so
         self.websocket: WebSocket | None = None  # what was asked for, and what became of it
         self.issuer = ""
+
+    candidate: CandidateResult
+    fallback: dict[str, object]
+
+    @property
+    def request_complete(self) -> bool:
+        return self._request_complete
+
+    @property
+    def connection(self) -> Upstream | None:
+        return self._connection
+
+    @property
+    def waiting_for_client(self) -> bool:
+        """The next octet has to come from the client (and is not held back by us)."""
+        return not self._request_complete and not (self._door is not None and self._door.request_held)
 
     @property
     def client_address(self) -> str:

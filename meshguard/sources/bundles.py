@@ -10,6 +10,7 @@ source is away, or lies, starts with what it last enforced.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import os
 import random
@@ -81,6 +82,8 @@ class BundleKeeper:
         self._url: SplitResult | None = checked_url(settings.url) if settings.url is not None else None
         self._context: ssl.SSLContext | None = None
         self.refused = ""
+        self.refusal: dict[str, str] | None = None  # the same for the record: code, error, digest of what was offered
+        self.enforced: Bundle | None = None  # what the owner has put in force last
         self.regular = self._held(_REGULAR)
         self.glass = self._held(_GLASS)
 
@@ -91,7 +94,7 @@ class BundleKeeper:
         """What should be in force now, best first: a break-glass bundle while it lasts, the newest acceptable regular one, the one that is
         kept (unless it has expired since). Raises DocumentError when there is none."""
         now = self._clock()
-        self.refused = ""
+        self.refused, self.refusal = "", None
         self._trust()
         offered = self._offered()
         regular, glass = self.regular, self.glass
@@ -101,6 +104,7 @@ class BundleKeeper:
                 accept(bundle, regular.bundle if regular is not None else None, now, name=self._settings.name)
             except BundleError as exc:
                 self.refused = str(exc)
+                self.refusal = {"code": exc.code, "error": str(exc), "offered": "sha256:" + hashlib.sha256(offered).hexdigest()}
             else:
                 candidate = Candidate(bundle, offered)
                 regular, glass = (regular, candidate) if bundle.is_break_glass else (candidate, glass)

@@ -27,7 +27,7 @@ _MAX_FILES = 64
 @dataclass(frozen=True, slots=True)
 class Filter:
     """What to look for; "" and None: anything. `principal` and `path` may end in `*` (a beginning) or `/**` (a path and all below).
-    Times are epoch microseconds, `until` is exclusive. `events`: the ledger's own events instead of decisions."""
+    Times are epoch microseconds, `until` is exclusive. `events`: the ledger's own events instead of decisions, `event`: of one name."""
 
     principal: str = ""
     path: str = ""
@@ -42,12 +42,17 @@ class Filter:
     since: int | None = None
     until: int | None = None
     events: bool = False
+    event: str = ""
     shard: int | None = None
 
     def conditions(self) -> tuple[list[str], list[Any]]:
         """SQL conditions and their values. Raises QueryError."""
-        terms = [f"kind={EVENT}"] if self.events else [f"kind<{EVENT}"]
+        terms = [f"kind={EVENT}"] if self.events or self.event else [f"kind<{EVENT}"]
         values: list[Any] = []
+        if self.event:  # the index keeps the name of an event where decisions have their reason
+            term, some = _text_term("reason", self.event)
+            terms.append(term)
+            values += some
         for column in ("principal", "path", "method", "rule", "reason", "route"):
             wanted = getattr(self, column)
             if wanted:

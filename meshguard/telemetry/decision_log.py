@@ -10,8 +10,12 @@ Schema `meshguard.decision/1` (keys marked ? are left out when there is nothing 
     why                     verdict (allow, deny, refuse, error), rule?, reason?, detail?, near_miss? {rule, condition, detail?},
                             shadow? [{rule, effect}], policy_digest?, policy_revision?
     outcome                 status (0: none was sent), upstream?, attempts (how often one was tried), duration_us,
-                            upstream_us? (until its response head), aborted?, websocket? {close (code), by}
+                            upstream_us? (until its response head), aborted?, websocket? {close (code), by},
+                            fallback? {because (a reason), cluster? or status?, detail?}: what the route had instead of its cluster
     fields?                 [{operation, field, keyset?, version?, count}]: what was done to protected fields, never their values
+    candidate?              {effect (would_allow, would_deny, error), rule?, reason?, nearest?, policy_digest?}: what a candidate policy
+                            beside the live one would have decided otherwise
+    controls?               {satisfied?, violated?}: ids of the controls of configured packs that this request was judged by
     trace_id?, span_id?, sampled?
 and, where records were lost, a line {schema, gap: N, since, time} in their place.
 
@@ -24,17 +28,20 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
 
 from meshguard.model.principal import Principal
 from meshguard.model.reasons import Reason
-from meshguard.model.record import RequestRecord
-from meshguard.model.verdicts import Denial, Permit
+from meshguard.model.record import PlanFacts, RequestRecord
+from meshguard.model.verdicts import CandidateResult, Denial, Permit
 from meshguard.telemetry.metrics import Registry
 from meshguard.telemetry.outcome import grpc_status, verdict_name
 from meshguard.telemetry.span_ids import SpanIds
+
+if TYPE_CHECKING:
+    from meshguard.telemetry.controls import Citations
 
 __all__ = ["MAX_DETAIL", "MAX_HOST", "MAX_METHOD", "MAX_PATH", "MAX_SUBJECT", "SCHEMA", "DecisionLog", "DecisionSink", "gap_line"]
 
@@ -75,6 +82,7 @@ class DecisionLog:
 
     def __init__(self, sink: DecisionSink, registry: Registry, spans: SpanIds | None = None, *, fed: bool = False) -> None:
         self._fed = fed
+        self.controls: Citations | None = None  # for requests that were refused before there was a plan
         self._sink = sink
         self._spans = spans
         self._lines: list[bytes] = []
@@ -229,6 +237,11 @@ class DecisionLog:
             "why": why,
             "outcome": outcome,
         }
+        if plan is None:
+            if self.controls is not None:
+                line["controls"] = self.controls.cite(record).fragment
+        elif plan.extra:
+            _add_extras(line, outcome, record, plan)
         if record.operations:
             line["fields"] = [_operation(act) for act in record.operations]
         if record.trace_id:
@@ -286,6 +299,23 @@ def _why(verdict: Permit | Denial | None, refusal: Reason | None, detail: str, r
     if detail:
         why["detail"] = _capped(detail, MAX_DETAIL)
     return why
+
+
+def _add_extras(line: dict[str, object], outcome: dict[str, object], record: RequestRecord, plan: PlanFacts) -> None:
+    """What only some configurations have: controls of packs, a candidate policy, a fallback of the route."""
+    candidate = getattr(record, "candidate", None) if plan.candidate is not None else None
+    if candidate is not None and candidate.effect != "same":
+        line["candidate"] = _candidate(candidate)
+    if plan.controls is not None:
+        line["controls"] = plan.controls.cite(record).fragment
+    fallback = getattr(record, "fallback", None) if plan.fallback is not None else None
+    if fallback is not None:
+        outcome["fallback"] = fallback
+
+
+def _candidate(result: CandidateResult) -> dict[str, object]:
+    told = {"rule": result.rule_id, "reason": result.reason, "nearest": result.nearest, "policy_digest": result.policy_digest}
+    return {"effect": result.effect, **{key: value for key, value in told.items() if value}}
 
 
 def _operation(act: Any) -> dict[str, object]:

@@ -64,7 +64,9 @@ class Peer:
 class Plan:
     """What was derived from the target."""
 
-    __slots__ = ("cluster", "host", "method", "path", "policy_revision", "route", "template")
+    __slots__ = (
+        *("candidate", "cluster", "controls", "extra", "fallback", "host", "method", "path", "policy_revision", "route", "template"),
+    )
 
     def __init__(
         self,
@@ -84,6 +86,8 @@ class Plan:
         self.template = template
         self.cluster = cluster
         self.policy_revision = policy_revision
+        self.controls = self.candidate = self.fallback = None
+        self.extra = False
 
 
 def head(

@@ -151,6 +151,7 @@ class _Check:
             return
         if "to" in route:
             yield from self._cluster_exists((*at, "to"), route["to"])
+        yield from self._fallback(at, route)
         identifier = route.get("id")
         if isinstance(identifier, str):
             if identifier in ids:
@@ -159,6 +160,19 @@ class _Check:
                 ids[identifier] = f"listeners.{at[1]}.routes[{at[3]}]"
         if route.get("principals") and listener.get("tls") in ("none", "server"):
             yield Complaint((*at, "principals"), "a listener with client certificates (tls: mutual): nobody is identified here")
+
+    def _fallback(self, at: tuple[str | int, ...], route: Mapping[str, Any]) -> Iterator[Complaint]:
+        name = _mapping(route, "fallback").get("to")
+        if name is None:
+            return
+        here = (*at, "fallback", "to")
+        yield from self._cluster_exists(here, name)
+        if name == route.get("to"):
+            yield Complaint(here, "another cluster than the route's own", name)
+        elif isinstance(self._clusters.get(name), Mapping) and not _list(self._clusters[name], "endpoints"):
+            yield Complaint(here, "a cluster with endpoints", name)
+        if route.get("decision_token") == "send":
+            yield Complaint(here, "respond instead: a decision token is made for one server", name)
 
     def _cluster_exists(self, at: tuple[str | int, ...], name: object) -> Iterator[Complaint]:
         if isinstance(name, str) and name not in self._clusters:

@@ -37,6 +37,7 @@ __all__ = [
     "Prepare",
     "ProtocolError",
     "Ready",
+    "Record",
     "Refused",
     "Release",
     "Reopen",
@@ -202,6 +203,14 @@ class Contain(Message):
 
 
 @dataclass(slots=True)
+class Record(Message):
+    """Put an event of the supervisor on record: it has no ledger of its own. Answer: Done."""
+
+    event: str
+    data: dict[str, Any]
+
+
+@dataclass(slots=True)
 class Drain(Message):
     """Finish within `grace_s` and end; with `gentle_s` others accept at these addresses now. Answer: Drained, as the last word."""
 
@@ -264,7 +273,7 @@ class Refused(Message):
 
 MESSAGES: tuple[type[Message], ...] = (
     Load, Fork, Loaded, Forked, Exited,
-    Prepare, Commit, Abort, Report, Reopen, Watch, Adopt, Release, Operate, Operated, Contain, Drain,
+    Prepare, Commit, Abort, Report, Reopen, Watch, Adopt, Release, Operate, Operated, Contain, Record, Drain,
     Ready, Changed, Reported, Drained, Done, Refused,
 )  # fmt: skip
 _KINDS = {message.__name__: message for message in MESSAGES}

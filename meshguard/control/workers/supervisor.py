@@ -34,6 +34,7 @@ from meshguard.control.workers.link import Link, LinkClosed
 from meshguard.control.workers.messages import (
     Adopt,
     Changed,
+    Done,
     Drain,
     Drained,
     Exited,
@@ -44,6 +45,7 @@ from meshguard.control.workers.messages import (
     Loaded,
     Message,
     Ready,
+    Record,
     Refused,
     Release,
     Reopen,
@@ -372,15 +374,25 @@ class Supervisor:
                 self._reloads.value += 1
                 data = {"why": why, "policy_digest": outcome.loaded.policy_digest, "workers": self._serving()}
                 log.info("reloaded by all workers", extra={"data": data})
-                if outcome.loaded.refused:
+                if outcome.loaded.refused:  # each worker has it on record
                     self._refused(why, outcome.loaded.refused)
             elif outcome.error:
                 self._refused(why, outcome.error)
+                await self._record("reload", {"outcome": "refused", "why": why, "error": outcome.error, **self._enforced()})
 
     def _refused(self, why: str, error: str) -> None:
         self._failures.value += 1
         self.view.reload_error = error
         log.error("change refused, the last good state goes on", extra={"data": {"why": why, "error": error}})
+
+    def _enforced(self) -> dict[str, str]:
+        return {"policy_digest": self._loaded_now.policy_digest}
+
+    async def _record(self, event: str, data: dict[str, object]) -> None:
+        """By the first worker that serves."""
+        for slot in self._slots:
+            if slot.state == "serving" and isinstance(await slot.ask(Record(event, data), timeout_s=_COMMAND_S), Done):
+                return
 
     async def _restart_when_told(self) -> None:
         while True:

@@ -43,6 +43,7 @@ from meshguard.control.workers.messages import (
     Operated,
     Prepare,
     Ready,
+    Record,
     Refused,
     Release,
     Reopen,
@@ -106,6 +107,7 @@ class Worker(Process):
             Release: self._release,
             Operate: self._operate,
             Contain: self._contain,
+            Record: self._record,
             Drain: self._drain,
         }
 
@@ -312,6 +314,10 @@ class Worker(Process):
 
     async def _contain(self, message: Contain, descriptors: list[int]) -> Message:
         self._quarantine.take(message.entries)
+        return self._done()
+
+    async def _record(self, message: Record, descriptors: list[int]) -> Message:
+        self._runtime.telemetry.event(message.event, message.data)
         return self._done()
 
     async def _drain(self, message: Drain, descriptors: list[int]) -> Message:
