@@ -17,14 +17,17 @@ import brotli
 from meshguard.fields.codings import CODINGS, CodingError, decode_body, encode_body
 from meshguard.fields.compile import compile_fields
 from meshguard.fields.envelope import NotOpenedError
+from meshguard.fields.protobuf_schema import Schema
+from meshguard.fields.protobuf_values import MessageError, read_message, write_message
 from meshguard.fields.transforms import NOBODY_KNOWN, Reader, Transform
 from meshguard.model.errors import RequestError
 from meshguard.wire.fields import split_block
 from meshguard.wire.grammar import FIELD_BLOCK
+from tests.fields.orders_proto import descriptor_set, types
 from tests.fields.parts import Counter, keyset
 from tests.fields.test_protobuf import frame, shop
 
-__all__ = ["WORDS", "coded", "envelope", "events", "form", "grpc", "heads", "lines", "multipart", "protobuf"]
+__all__ = ["WORDS", "coded", "envelope", "events", "form", "grpc", "heads", "lines", "multipart", "protobuf", "values"]
 
 _NOBODY, _READER = Reader(frozenset()), Reader(frozenset(("reader",)))
 _RULE = {
@@ -42,6 +45,7 @@ _RULE = {
     "seal_null": True,
 }  # fmt: skip
 _LIMIT = 4096
+_ORDER = Schema(descriptor_set().SerializeToString()).message("bank.v1.Order")
 
 
 def _transform() -> Transform:
@@ -142,6 +146,25 @@ def protobuf(data: bytes) -> Hashable:
     assert isinstance(again, tuple)
     assert again[1] == opened
     return (sealed == data, opened == data, len(data) % 7)
+
+
+def values(data: bytes) -> Hashable:
+    """A message that is read into values the runtime reads too, and what is written of the values is read as the same."""
+    assert _ORDER is not None
+    try:
+        read = read_message(data, _ORDER)
+    except MessageError as error:
+        return (error.rule, len(error.path))
+    types()["bank.v1.Order"]().ParseFromString(data)
+    assert repr(_without_empty(read_message(write_message(read, _ORDER), _ORDER))) == repr(_without_empty(read))
+    return tuple(sorted(read))
+
+
+def _without_empty(value: object) -> object:
+    """Whether a list without members was written, as a packed one can be, means nothing."""
+    if isinstance(value, dict):
+        return {key: _without_empty(each) for key, each in value.items() if each != []}
+    return [_without_empty(each) for each in value] if isinstance(value, list) else value
 
 
 def coded(data: bytes) -> Hashable:

@@ -423,6 +423,7 @@ TARGETS: dict[str, Target] = {
     "lines": Target(bodies.lines, bodies.WORDS["lines"]),
     "events": Target(bodies.events, bodies.WORDS["events"]),
     "protobuf": Target(bodies.protobuf, bodies.WORDS["protobuf"]),
+    "values": Target(bodies.values, bodies.WORDS["protobuf"]),
     "grpc": Target(bodies.grpc, bodies.WORDS["protobuf"]),
     "coded": Target(bodies.coded, bodies.WORDS["coded"]),
     "heads": Target(bodies.heads, bodies.WORDS["heads"]),

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import hashlib
 import json
 import os
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,6 +47,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     commands = parser.add_subparsers(dest="bundle_command", metavar="COMMAND", required=True)
     build = commands.add_parser("build", help="compile the documents, run their tests, write an unsigned bundle")
     build.add_argument("files", nargs="+", type=Path, metavar="FILE", help="policy documents, or directories of them")
+    build.add_argument(
+        "--include", action="append", default=[], type=Path, metavar="FILE", help="carry this file too: a contract that nodes validate by"
+    )
     build.add_argument("--name", required=True, help="what the nodes of one mesh or environment agree on")
     build.add_argument("--version", required=True, type=_version, metavar="N", help="goes forward only")
     build.add_argument("--expires", type=_duration, default=90 * 86400.0, metavar="TIME", help="after which no node takes it (default 90d)")
@@ -109,13 +114,39 @@ def _build(options: argparse.Namespace) -> int:
         if name in documents:
             raise MeshguardError(f"two documents are called {name}")
         documents[name] = path.read_text("utf-8")
+    files = _named_files(found, documents)
+    for path in options.include:
+        name = next((path.relative_to(root).as_posix() for root in options.files if root.is_dir() and path.is_relative_to(root)), path.name)
+        if files.setdefault(name, path.read_bytes()) != path.read_bytes() or name in documents:
+            raise MeshguardError(f"two files are called {name}")
     now = float(int(time.time()))
     glass = {"reason": options.break_glass, "until": now + options.until} if options.until is not None else {}
-    bundle = Bundle(options.name, options.version, now, now + options.expires, documents, **glass)
+    bundle = Bundle(options.name, options.version, now, now + options.expires, documents, files=files, **glass)
     _write(options.out, encode(bundle).encode())
-    done = f"{len(documents)} documents, {len(run.results)} tests passed, not signed yet"
+    carried = f"{len(files)} files, " if files else ""
+    done = f"{len(documents)} documents, {carried}{len(run.results)} tests passed, not signed yet"
     print(f"{options.out}: {bundle.name} version {bundle.version}, {done}")
     return 0
+
+
+def _named_files(found: Sequence[Path], documents: Mapping[str, str]) -> dict[str, bytes]:
+    """The descriptor sets that the documents name, by their names in the bundle: beside the document, as on disk."""
+    from posixpath import normpath
+
+    from meshguard.policy.documents import PolicyDocument
+    from meshguard.sources.documents import load_documents
+
+    files: dict[str, bytes] = {}
+    loaded = load_documents(found, PolicyDocument)
+    for document, path, name in zip(loaded, found, documents, strict=True):
+        rules = [rule.body.protobuf.descriptor for rule in document.value.rules if rule.body is not None and rule.body.protobuf is not None]
+        fields = [entry["protobuf"].get("descriptor") for entry in document.value.fields if isinstance(entry.get("protobuf"), Mapping)]
+        for descriptor in dict.fromkeys((*rules, *(each for each in fields if isinstance(each, str)))):
+            carried = normpath(f"{name.rpartition('/')[0]}/{descriptor}" if "/" in name else descriptor)
+            if carried.startswith(("..", "/")):
+                raise MeshguardError(f"{path}: {descriptor} leads out of the bundle: put it beside the documents")
+            files[carried] = (path.parent / descriptor).read_bytes()
+    return files
 
 
 def _sign(options: argparse.Namespace) -> int:
@@ -157,12 +188,15 @@ def _show(options: argparse.Namespace, bundle: Bundle) -> None:
         "expires": _time(bundle.expires),
         "signers": sorted(bundle.signers),
         "documents": list(bundle.documents),
+        "files": {name: "sha256:" + hashlib.sha256(data).hexdigest() for name, data in bundle.files.items()},
         "break_glass": {"reason": bundle.reason, "until": _time(bundle.until)} if bundle.is_break_glass else None,
     }
     if options.json:
         print(json.dumps(told, indent=2))
         return
     print(f"{bundle.name} version {bundle.version}, {bundle.digest}")
+    for name, data in bundle.files.items():
+        print(f"carries {name}, sha256:{hashlib.sha256(data).hexdigest()}")
     print(f"expires {told['expires']}, signed by {', '.join(key[:16] for key in sorted(bundle.signers))}")
     if bundle.is_break_glass:
         print(f"break-glass until {_time(bundle.until)}: {bundle.reason}")

@@ -204,7 +204,7 @@ def _check_configuration(document: Document, path: Path, report: Report, files: 
         from meshguard.control.contracts import load_contracts
 
         try:
-            load_contracts(loaded.configuration)
+            load_contracts(loaded.configuration, None)
         except DocumentError as exc:
             report.problems.extend(exc.problems)
     policy = None

@@ -82,6 +82,8 @@ def _words(entry: Mapping[str, Any]) -> list[str]:
     call = f"{plain(what.get('method') or '?')} {plain(what.get('path') or '(no readable target)')}"
     lines = [f"{entry['time']}  {entry['id']}", f"{caller} asked for {call} at {plain(what.get('host') or '-')}"]
     lines.append({"allow": _allowed, "deny": _denied, "refuse": _refused}.get(why.get("verdict", ""), _failed)(why))
+    if why.get("body"):
+        lines.append("the body was judged; it is not on record")
     near = why.get("near_miss")
     if near:
         lines.append(f"the nearest rule was {plain(near['rule'])}: it failed by {plain(near['condition'])}{_detail(near)}")

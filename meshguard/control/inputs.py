@@ -64,10 +64,11 @@ def load_inputs(
     if configuration.bundle is not None:
         from meshguard.sources.bundles import BundleKeeper
 
-        candidate, policy = _from_bundle(bundles or BundleKeeper(bundle_settings(configuration.bundle)), keys.keysets)
+        keeper = bundles or BundleKeeper(bundle_settings(configuration.bundle))
+        candidate, policy, contracts = _from_bundle(keeper, keys.keysets, configuration)
     else:
         policy = load_policy(configuration.policies, keysets=keys.keysets)
-    contracts = load_contracts(configuration)
+        contracts = load_contracts(configuration, {})
     files = [Path(loaded.document.file), *configuration.policies, *keys.files, *contract_files(configuration)]
     for listener in configuration.listeners.values():
         files += [path for path in (listener.certificate, listener.key) if path is not None]
@@ -88,12 +89,16 @@ def load_inputs(
     return Inputs(loaded, policy.compiled, policy.fields, policy.warnings, tuple(files), keys, contracts, candidate, controls, shadow)
 
 
-def _from_bundle(bundles: BundleKeeper, keysets: Mapping[str, Keyset]) -> tuple[Candidate, LoadedPolicy]:
-    """The best bundle whose documents compile. A signed one that does not is refused like any other: what was in force goes on."""
+def _from_bundle(
+    bundles: BundleKeeper, keysets: Mapping[str, Keyset], configuration: Configuration
+) -> tuple[Candidate, LoadedPolicy, Contracts]:
+    """The best bundle whose documents and contracts compile. A signed one that does not is refused like any other: what was in force goes
+    on."""
     first: DocumentError | None = None
     for candidate in bundles.choose():
         try:
-            return candidate, load_policy(candidate.documents(), keysets=keysets, environment={})
+            policy = load_policy(candidate.documents(), keysets=keysets, environment={}, read=candidate.read)
+            return candidate, policy, load_contracts(configuration, candidate.bundle.files)
         except DocumentError as exc:
             bundles.refused = f"bundle {candidate.bundle.name} version {candidate.bundle.version}: {exc}"
             bundles.refusal = {"code": "documents", "error": bundles.refused, "offered": candidate.bundle.digest}

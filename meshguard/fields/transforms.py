@@ -172,9 +172,10 @@ class Transform:
         caller: Caller = NOBODY_KNOWN,
         coding: str = "",
         limit: int = DECODED_LIMIT,
+        message_coding: str = "",
     ) -> Transformed:
         """Treat the whole `body` for `reader`. `nonces(n)` gives n random octets; `now` is epoch seconds, for rules that depend on it;
-        `caller` chooses the tenant; a body in a `coding` may have `limit` octets without it.
+        `caller` chooses the tenant; a body in a `coding` may have `limit` octets without it; `message_coding` is gRPC's.
 
         Raises RequestError: BODY_NOT_INSPECTABLE, BODY_INVALID (a request) or RESPONSE_NOT_INSPECTABLE (a response), FIELD_NOT_OPENED,
         KEY_UNAVAILABLE, TENANT_UNKNOWN. An empty body passes.
@@ -192,7 +193,7 @@ class Transform:
             if representation.family == "json" and rules is not None:
                 result = rules.treat(plain, work)
             else:
-                result = self._other(plain, representation, work, limit)
+                result = self._other(plain, representation, work, limit, message_coding)
             if not work.changed:
                 return Transformed(body, work.operations())
             return Transformed(encode_body(coding, result) if coding else result, work.operations())
@@ -218,12 +219,12 @@ class Transform:
                 return Transformed(body, work.operations())
             return Transformed(encode_body(coding, result) if coding else result, work.operations())
 
-    def _other(self, body: bytes, representation: Representation, work: Work, limit: int) -> bytes:
+    def _other(self, body: bytes, representation: Representation, work: Work, limit: int, message_coding: str) -> bytes:
         family = representation.family
         if family in STREAMED:
             from meshguard.fields.body_stream import new_cutter
 
-            cutter = new_cutter(self, representation, work, limit, "")
+            cutter = new_cutter(self, representation, work, limit, message_coding)
             return cutter.feed(body) + cutter.finish()
         if family == "form" and self.rules.form:
             return rewrite_pairs(body, self.rules.form, work)

@@ -91,6 +91,7 @@ BODY_INVALID = Reason("body_invalid", 400, 3, "The body is not a valid document 
 BODY_OVER_LIMIT = Reason("body_over_limit", 413, 8, "The body is too large to be inspected", closes=True)
 INSPECTION_OVERLOADED = Reason("inspection_overloaded", 503, 8, "Too many bodies are being inspected", _I)
 REQUEST_INVALID = Reason("request_invalid", 400, 3, "The request breaks the contract of this service")
+OPERATION_UNKNOWN = Reason("operation_unknown", 404, 12, "The contract of this service does not know this operation")
 FIELD_NOT_OPENED = Reason("field_not_opened", 403, 7, "A protected field could not be opened")
 TENANT_UNKNOWN = Reason("tenant_unknown", 403, 7, "The tenant of a protected field is not known")
 KEY_UNAVAILABLE = Reason("key_unavailable", 503, 14, "A key for a protected field is not available", _I)

@@ -111,6 +111,8 @@ class RequestRecord(Protocol):
     @property
     def verdict(self) -> Permit | Denial | None: ...  # None when refused before the decision
     @property
+    def body_judged(self) -> bool: ...  # rules have looked at the body
+    @property
     def refusal(self) -> Reason | None: ...  # why meshguard answered itself, None when the upstream's answer was passed on
     @property
     def detail(self) -> str: ...  # for the record only

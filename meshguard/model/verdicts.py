@@ -37,7 +37,7 @@ class CandidateResult:
 
 class NearMiss:
     """The allow rule that came closest, the `condition` that failed (`principal`, `method`, `path`, `port`, `host`, `header`,
-    `claim`, `time`) and `detail` for the record."""
+    `claim`, `time`, `chain`, `body`, `expression`) and `detail` for the record."""
 
     __slots__ = ("condition", "detail", "rule_id")
 

@@ -7,6 +7,7 @@ clients to UNAVAILABLE or UNKNOWN, and some of those are retried.
 from __future__ import annotations
 
 import re
+from binascii import b2a_base64
 from time import monotonic
 
 from meshguard.model.errors import RequestError
@@ -60,10 +61,24 @@ def with_deadline(block: bytes, started: float) -> tuple[float, bytes]:
     return deadline, b"%bgrpc-timeout: %dm\r\n" % (rest, min(left_us // 1000, 10**8 - 1))
 
 
-def refusal_block(reason: Reason, decision_id: str) -> bytes:
-    """The only head of a refused call: trailers at the same time."""
-    message = _percent_encoded(f"{reason.title} ({reason.code}, decision {decision_id})")
-    return b"content-type: application/grpc\r\ngrpc-status: %d\r\ngrpc-message: %b\r\n" % (reason.grpc, message)
+def refusal_block(reason: Reason, decision_id: str, place: str = "") -> bytes:
+    """The only head of a refused call: trailers at the same time. The `place` of a violation is told as `google.rpc.BadRequest`."""
+    text = f"{reason.title} ({reason.code}, decision {decision_id})"
+    block = b"content-type: application/grpc\r\ngrpc-status: %d\r\ngrpc-message: %b\r\n" % (reason.grpc, _percent_encoded(text))
+    return block + _details(reason, text, place) if place else block
+
+
+def _details(reason: Reason, text: str, place: str) -> bytes:
+    """`grpc-status-details-bin`: a google.rpc.Status (code 1, message 2, details 3) with a BadRequest of one field violation."""
+    from meshguard.fields.protobuf_wire import varint  # few clients are told places
+
+    def field(number: int, octets: bytes) -> bytes:
+        return varint(number << 3 | 2) + varint(len(octets)) + octets
+
+    violation = field(1, place.encode()) + field(2, reason.title.encode())
+    packed = field(1, b"type.googleapis.com/google.rpc.BadRequest") + field(2, field(1, violation))
+    status = b"\x08%c" % reason.grpc + field(2, text.encode()) + field(3, packed)
+    return b"grpc-status-details-bin: %b\r\n" % b2a_base64(status, newline=False).rstrip(b"=")
 
 
 def _percent_encoded(text: str) -> bytes:

@@ -30,7 +30,7 @@ from meshguard.model.verdicts import Denial, Permit
 from meshguard.net.server_names import names_of
 from meshguard.net.tls import peer_chain
 from meshguard.pipeline.exchange import Exchange
-from meshguard.pipeline.facts import RequestFacts
+from meshguard.pipeline.facts import RequestFacts, judge_again
 from meshguard.pipeline.grpc import is_grpc, with_deadline
 from meshguard.pipeline.inspection_budget import InspectionBudget
 from meshguard.pipeline.peer import Peer, forwarded_lines
@@ -101,8 +101,7 @@ class Journey:
         self.next_number = next_number
         self.connections: set[ServerDoor] = set()
         self.active = active  # gauge of requests under way
-        self.budget = budget
-        self.slices = Slices()
+        self.budget, self.slices = budget, Slices()
         self.on_handshake_failure = on_handshake_failure
         self.draining = False
         self.crowded = False  # no connection is kept alive
@@ -211,7 +210,7 @@ class Journey:
             return False
         outlook = snapshot.policy.bind(peer.principal).outlook(plan.method, plan.path, plan.readings, plan.host, peer.local_port)
         try:
-            verdict = outlook.decide(RequestFacts(exchange, time())) if isinstance(outlook, Conditional) else outlook
+            verdict = judge_again(exchange, plan, outlook) if isinstance(outlook, Conditional) else outlook
             if exchange.websocket is not None and not exchange.websocket.still_allowed(exchange, snapshot):
                 return True
         except RequestError:
@@ -285,6 +284,8 @@ def identify(journey: Journey, exchange: Exchange) -> object:
         raise RequestError(IDENTITY_EXPIRED)
     if journey.isolated is not None:
         raise RequestError(QUARANTINED if peer.outbound else UPSTREAM_QUARANTINED, "this workload is quarantined")
+    if exchange.has_begun:
+        return None
     if journey.draining:
         raise RequestError(DRAINING)
     if journey.shedding:
@@ -336,16 +337,39 @@ def decide(journey: Journey, exchange: Exchange) -> object:
     if plan is None:
         raise RequestError(INTERNAL_ERROR, "no plan")
     outlook, limits, facts = plan.outlook, plan.rate_limits, None
+    verdict: Permit | Denial | None
     if limits is not None and limits.early:
         limits.before_decision(exchange)
     if plan.token_reader is not None:
         exchange.delegation = plan.token_reader.read(exchange, journey.quarantine)
     if isinstance(outlook, Conditional):
         facts = RequestFacts(exchange, time())
-        verdict = outlook.decide(facts)
+        verdict = outlook.without_body(facts) if outlook.needs_body or outlook.shadow_body else outlook.decide(facts)
         exchange.subject, exchange.issuer = facts.subject, facts.issuer
+        if verdict is None:
+            return HOLD if exchange.inspection(journey).begin_decision(exchange, facts) else judge(journey, exchange)
+        if outlook.shadow_body and isinstance(verdict, Permit):
+            held = exchange.inspection(journey).begin_shadow(exchange, facts)
+            if held is not None:
+                return HOLD if held else judge(journey, exchange)
     else:
         verdict = outlook
+    return _settle(exchange, plan, verdict, facts)
+
+
+def judge(journey: Journey, exchange: Exchange) -> object:
+    """The answer that had to wait for the body (E3). Still nothing has been sent."""
+    plan, facts = exchange.plan, exchange.inspection(journey).facts
+    if plan is None:
+        raise RequestError(INTERNAL_ERROR, "no plan")
+    facts.now = time()
+    verdict = plan.outlook.decide(facts) if isinstance(plan.outlook, Conditional) else plan.outlook
+    exchange.body_judged = True
+    return _settle(exchange, plan, verdict, facts)
+
+
+def _settle(exchange: Exchange, plan: Plan, verdict: Permit | Denial, facts: RequestFacts | None) -> object:
+    limits = plan.rate_limits
     exchange.verdict = verdict
     if plan.candidate is not None:
         from meshguard.pipeline.candidate import compare
@@ -422,3 +446,5 @@ def _upgrade(exchange: Exchange, head: RequestHead, plan: Plan, block: bytes) ->
 
 _WITH_BODY = frozenset((b"POST", b"PUT", b"PATCH"))
 STAGES: tuple[Stage, ...] = (identify, locate, trace, decide, inspect, forward)
+BODY_STAGES: tuple[Stage, ...] = (identify, locate, judge, inspect, forward)
+"""What follows when `decide` has waited for the body: under the identity and the policy that are in force by then (E2)."""

@@ -48,7 +48,7 @@ def answer_of(exchange: ExchangeState, reason: Reason) -> tuple[bytes, bytes]:
     fallback = plan.fallback if plan is not None and reason.code == FALLBACK.code else None
     if head is not None and head.minor == 2 and is_grpc(head):
         exchange.status = 200
-        exchange.grpc_end = block = refusal_block(reason, exchange.decision_id)
+        exchange.grpc_end = block = refusal_block(reason, exchange.decision_id, exchange.violation)
     elif fallback is not None:
         block, body = fallback.block, fallback.body
     else:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from meshguard.model.messages import NO_BODY, RequestHead
 from meshguard.model.principal import Principal
-from meshguard.model.reasons import REQUEST_INVALID, Reason
+from meshguard.model.reasons import OPERATION_UNKNOWN, REQUEST_INVALID, Reason
 from meshguard.model.record import FieldOperation
 from meshguard.model.verdicts import Denial, Permit
 from meshguard.net.cluster.calls import Call
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["ExchangeState"]
 
 _NOTHING: frozenset[Endpoint] = frozenset()
+_OF_A_CONTRACT = (REQUEST_INVALID, OPERATION_UNKNOWN)
 
 
 class ExchangeState(Call):
@@ -53,6 +54,7 @@ class ExchangeState(Call):
         "aborted",
         "answered",
         "block",
+        "body_judged",
         "candidate",  # set only where a candidate policy is asked, and read only there
         "client",
         "client_span_id",
@@ -130,6 +132,7 @@ class ExchangeState(Call):
         self.trace_lines = b""
         self.client = ""  # its address where a trusted proxy told it; see `client_address`
         self.lines = b""  # what the upstream is told of the client, where it is not the peer's own
+        self.body_judged = False  # the decision has looked at the body
         self.block: bytes | None = None  # the field block to send where it is not the head's own
         self.line: bytes | None = None  # request line and Host to send where they are not the plan's
         self.request_length = NO_BODY if head is None else head.length  # of the body as it goes to the upstream
@@ -168,9 +171,14 @@ class ExchangeState(Call):
         return self.client or self.peer.client_address
 
     @property
+    def has_begun(self) -> bool:
+        """It was let in before, and its body has been read since: a drain or a shortage concerns new requests only."""
+        return self._inspection is not None
+
+    @property
     def violation(self) -> str:
         """Where in the request its contract was broken, if this client may know."""
-        return self._inspection.place if self.refusal is REQUEST_INVALID and self._inspection is not None else ""
+        return self._inspection.place if self.refusal in _OF_A_CONTRACT and self._inspection is not None else ""
 
     @property
     def chain(self) -> Sequence[str]:

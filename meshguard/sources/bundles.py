@@ -10,6 +10,7 @@ source is away, or lies, starts with what it last enforced.
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import logging
 import os
@@ -19,6 +20,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from posixpath import normpath
 from urllib.parse import SplitResult
 
 import h11
@@ -65,8 +67,19 @@ class Candidate:
 
     def documents(self) -> list[Document]:
         """Its documents. The environment of a node cannot change them. Raises DocumentError."""
-        at = f"{self.bundle.name}@{self.bundle.version}"
-        return [parse(f"{at}/{name}", text, environment={}) for name, text in self.bundle.documents.items()]
+        return [parse(f"{self._at}/{name}", text, environment={}) for name, text in self.bundle.documents.items()]
+
+    def read(self, file: str, name: str) -> bytes:
+        """The file that the document `file` names, relative to it: one of the bundle, never one of the node. Raises FileNotFoundError."""
+        beside = file.removeprefix(f"{self._at}/").rpartition("/")[0]
+        found = self.bundle.files.get(normpath(f"{beside}/{name}" if beside else name))
+        if found is None:
+            raise FileNotFoundError(errno.ENOENT, "no such file in the bundle", name)
+        return found
+
+    @property
+    def _at(self) -> str:
+        return f"{self.bundle.name}@{self.bundle.version}"
 
 
 class BundleKeeper:

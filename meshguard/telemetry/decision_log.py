@@ -8,7 +8,7 @@ Schema `meshguard.decision/1` (keys marked ? are left out when there is nothing 
     what                    method, host, path (canonical), route, cluster, listener, protocol, tls, port, request_bytes,
                             response_bytes, direction? (outbound: a call of the own workload), query_bytes?
     why                     verdict (allow, deny, refuse, error), rule?, reason?, detail?, near_miss? {rule, condition, detail?},
-                            shadow? [{rule, effect}], policy_digest?, policy_revision?
+                            shadow? [{rule, effect}], policy_digest?, policy_revision?, body? (judged: rules have looked at it)
     outcome                 status (0: none was sent), upstream?, attempts (how often one was tried), duration_us,
                             upstream_us? (until its response head), aborted?, websocket? {close (code), by},
                             fallback? {because (a reason), cluster? or status?, detail?}: what the route had instead of its cluster
@@ -204,11 +204,13 @@ class DecisionLog:
                 what["query_bytes"] = len(head.target) - mark - 1
 
         why: orjson.Fragment | dict[str, object]
-        if refusal is None and verdict.__class__ is Permit and not verdict.shadow and not record.detail:
+        if refusal is None and verdict.__class__ is Permit and not verdict.shadow and not record.detail and not record.body_judged:
             permit = (verdict.rule_id, verdict.policy_digest, revision)
             why = self._permits.get(permit) or self._permitted(permit)
         else:
             why = _why(verdict, refusal, record.detail, revision)
+            if record.body_judged:
+                why["body"] = "judged"
 
         upstream = record.upstream
         outcome: dict[str, object] = {

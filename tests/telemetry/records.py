@@ -122,6 +122,7 @@ class Record:
         "aborted",
         "answered",
         "attempts",
+        "body_judged",
         "chain",
         "client_span_id",
         "detail",
@@ -183,6 +184,7 @@ class Record:
         grpc_end: bytes | None = None,
     ) -> None:
         self.grpc_end = grpc_end
+        self.body_judged = False
         self.number = number
         self.peer = peer
         self.principal = peer.principal
