@@ -38,6 +38,9 @@ bench: $(DEV)  ## measure against other proxies; the table goes to standard outp
 soak: $(DEV)  ## constant load while policies, certificates and endpoints change
 	$(BIN)/python -m benchmarks.soak $(ARGS)
 
+crowd: $(DEV)  ## 10 000 idle connections, slow, hostile and cut ones beside a good client (ARGS="idle"; needs ulimit -n 20000)
+	$(BIN)/python -m benchmarks.crowd $(ARGS)
+
 fuzz: $(DEV)  ## fuzz every parser of strangers' octets for FUZZ_S seconds (default 300), then the properties with new seeds
 	$(BIN)/python -m fuzz --seconds $(FUZZ_S)
 	$(BIN)/python -m pytest $(PARALLEL) -x --hypothesis-seed=$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ') $$(grep -rl '^from hypothesis' tests)

@@ -94,6 +94,7 @@ class Runtime:
         self.given: dict[str, list[socket.socket]] = {}  # sockets from another process, by address: taken instead of binding
         self.quarantine = NOBODY
         self.on_look: Callable[[], None] = lambda: None
+        self.on_listener: Callable[[Listener[ServerDoor]], None] = lambda listener: None
 
     # -- start ----------------------------------------------------------------------------------------------------------
 
@@ -207,7 +208,7 @@ class Runtime:
             views[name].limiter = self.rate_limits.limiter(config, self.telemetry.registry)
         contexts = {name: server_context(config, identity, trust) for name, config in configuration.listeners.items()}
         prepared = self.upstreams.prepare(configuration.clusters, material, trust)
-        dynamic = self.dynamic.prepare(configuration, material, trust)
+        dynamic = self.dynamic.prepare(configuration, material, trust, self.upstreams.workers)
         sampling = Sampling(configuration.telemetry.sample)
         own_reader = Reader(inputs.policy.bind(own_principal(identity)).roles, own_id or None)
         snapshot = Snapshot(
@@ -303,7 +304,7 @@ class Runtime:
             view = snapshot.listeners[name]
             gate.plaintext_until = view.plaintext_until
             gate.context = contexts[name]
-            gate.limit = connection_limit(config)
+            gate.limit, gate.overall = connection_limit(config), config.limits.connections is not None
             gate.buffer_bytes = config.limits.buffer_bytes
             journey.budget.limit(config.limits.inspect_body_bytes, config.limits.inspect_total_bytes)
             changed = journey.snapshot.listeners[name].configured != view.configured
@@ -348,11 +349,11 @@ class Runtime:
     def _new_listener(self, name: str, config: ListenerConfig, journey: Journey, gate: TlsGate) -> Listener[ServerDoor]:
         def on_load(share: float) -> None:
             view = journey.snapshot.listeners[name]
-            full = share * listener.gate.limit
-            journey.crowded = full > 1 and share >= view.close_share
-            journey.shedding = full > 1 and share > view.shed_share
+            full = share * listener.gate.limit > 1
+            journey.crowded, journey.shedding = full and share >= view.close_share, full and share > view.shed_share
 
         listener = Listener(name, (config.address.host, config.address.port), gate, door_maker(journey, name), journey.connections, on_load)
+        self.on_listener(listener)
         return listener
 
     async def _retire(self, cluster: Cluster | Destinations) -> None:

@@ -42,9 +42,9 @@ _FRAMES = 10_000
 __all__ = ["ALPN", "Upstreams", "client_tls", "cluster_settings", "peer_verifier"]
 
 
-def cluster_settings(config: ClusterConfig) -> ClusterSettings:
-    """The cluster's own settings, without TLS."""
-    health = config.health
+def cluster_settings(config: ClusterConfig, workers: int = 1) -> ClusterSettings:
+    """The cluster's own settings, without TLS. Each of several `workers` has its share of the circuit, so that all together keep to it."""
+    health, circuit = config.health, config.circuit
     return ClusterSettings(
         endpoints=tuple(str(endpoint) for endpoint in config.endpoints),
         resolve=config.resolve if config.endpoints else "dns",
@@ -63,7 +63,10 @@ def cluster_settings(config: ClusterConfig) -> ClusterSettings:
         ),
         ejection=EjectionSettings(config.ejection.consecutive_failures, config.ejection.eject_s, config.ejection.max_percent),
         circuit=CircuitSettings(
-            config.circuit.max_in_flight, config.circuit.max_connections, config.circuit.queue, config.circuit.queue_timeout_s
+            -(-circuit.max_in_flight // workers),
+            -(-circuit.max_connections // workers),
+            -(-circuit.queue // workers),
+            circuit.queue_timeout_s,
         ),
         retries=RetrySettings(config.retries.attempts, config.retries.budget_percent),
         timeouts=TimeoutSettings(config.timeouts.connect_s, config.timeouts.response_s, config.timeouts.idle_s, config.timeouts.ping_s),
@@ -130,6 +133,7 @@ class Upstreams:
         self._connectors: dict[str, Connector] = {}
         self._tls: dict[str, ClusterTls | None] = {}
         self.limits = WireLimits()
+        self.workers = 1  # processes that share each circuit
         self.contained = Containment()
         self.http2_limits = Http2Limits(
             streams=_STREAMS, reset_burst=_FRAMES, reset_per_s=_FRAMES, control_burst=_FRAMES, control_per_s=_FRAMES
@@ -156,7 +160,7 @@ class Upstreams:
     ) -> dict[str, tuple[ClusterSettings, ClientTls | None]]:
         """Everything of a change that can fail, done before anything is changed. Raises ValueError, IdentityError, OSError."""
         return {
-            name: (cluster_settings(config), client_tls(config.tls, material, trust, self.contained, config.protocol))
+            name: (cluster_settings(config, self.workers), client_tls(config.tls, material, trust, self.contained, config.protocol))
             for name, config in configs.items()
             if config.endpoints
         }

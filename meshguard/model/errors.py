@@ -26,7 +26,10 @@ class MeshguardError(Exception):
 
 
 class RequestError(MeshguardError):
-    """A request is refused with `reason`; `detail` is for the record, never for the client."""
+    """A request is refused with `reason`; `detail` is for the record, never for the client. `content_type` is what an HTTP/2 head that
+    could not be taken had said: the answer is given in the client's own terms."""
+
+    content_type = b""
 
     def __init__(self, reason: Reason, detail: str = "") -> None:
         super().__init__(f"{reason.code}: {detail}" if detail else reason.code)

@@ -31,7 +31,7 @@ from meshguard.net.server_names import names_of
 from meshguard.net.tls import peer_chain
 from meshguard.pipeline.exchange import Exchange
 from meshguard.pipeline.facts import RequestFacts, judge_again
-from meshguard.pipeline.grpc import is_grpc, with_deadline
+from meshguard.pipeline.grpc import is_grpc, names_grpc, with_deadline
 from meshguard.pipeline.inspection_budget import InspectionBudget
 from meshguard.pipeline.peer import Peer, forwarded_lines
 from meshguard.pipeline.slices import Slices
@@ -237,6 +237,8 @@ class Journey:
         exchange = Exchange(self, door, peer, None, self.next_number())
         door.stream = exchange
         self.active.value += 1
+        if names_grpc(error.content_type):
+            exchange.grpc_end = b""
         exchange.refuse(error.reason, error.detail)
 
     def forgo(self, door: Downstream, peer: Peer, head: RequestHead, why: str, kind: str) -> None:

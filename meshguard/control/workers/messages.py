@@ -75,12 +75,15 @@ class Load(Message):
 @dataclass(slots=True)
 class Fork(Message):
     """Make worker `number` out of the last good state. Descriptors: its end of the link, then `sockets` in order, which are
-    [address, count] pairs, then those of `shared` by name. `contained` is the quarantine. Answer: Forked."""
+    [address, count] pairs, then those of `shared` by name. `contained` is the quarantine, `workers` how many there are in this
+    `generation` (the half of the census that is theirs). Answer: Forked."""
 
     number: int
     sockets: list[tuple[str, int]]
     shared: list[str]
     contained: list[dict[str, Any]]
+    workers: int = 1
+    generation: int = 0
 
 
 # -- template to supervisor -----------------------------------------------------------------------------------------------

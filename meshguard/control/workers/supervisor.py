@@ -30,6 +30,7 @@ from meshguard.control.handover import (
     start_successor,
     write_contained,
 )
+from meshguard.control.workers.company import Company
 from meshguard.control.workers.link import Link, LinkClosed
 from meshguard.control.workers.messages import (
     Adopt,
@@ -101,8 +102,9 @@ class Supervisor:
         self._watcher: Slot | None = None
         self._former: set[int] = set()  # workers that have ended
         self._shared = dict(inheritance.shared)
-        for name in ("log", "decisions", "limits"):  # files in memory, laid out by whoever uses them
+        for name in ("log", "decisions", "limits", "census"):  # files in memory, laid out by whoever uses them
             self._shared.setdefault(name, new_lock_file(name))
+        self._company = Company(workers, self._shared["census"])
         self.view = View(self._slots, registry)
         contained = self._shared.pop("quarantine", -1)
         if contained >= 0:
@@ -250,11 +252,12 @@ class Supervisor:
         link = Link(ours, lambda frame: self._worker_said(slot, frame), lambda: self._worker_lost(slot))
         slot.begin(link)
         counts, descriptors = self._doors.of(slot.number)
-        message = Fork(slot.number, counts, list(self._shared), self.view.contained)
+        shared = {**self._shared, **self._company.descriptors(slot.number)}
+        message = Fork(slot.number, counts, list(shared), self.view.contained, len(self._slots), self._company.generation)
         try:
             if self._template is None:
                 raise LinkClosed
-            answer = await self._template.request(message, [theirs.fileno(), *descriptors, *self._shared.values()], timeout_s=_FORK_S)
+            answer = await self._template.request(message, [theirs.fileno(), *descriptors, *shared.values()], timeout_s=_FORK_S)
         except (TimeoutError, LinkClosed) as exc:
             link.close()
             raise MeshguardError("no worker can be made: the template does not answer") from exc
@@ -276,6 +279,7 @@ class Supervisor:
 
     def _worker_lost(self, slot: Slot) -> None:
         self.view.departed(slot)
+        self._company.gone(slot.pid)
         slot.lost()
         self._former.add(slot.pid)
         self._reap()

@@ -64,6 +64,8 @@ class Birth:
     shared: dict[str, int]
     bundles: BundleKeeper | None
     contained: list[dict[str, Any]]
+    workers: int = 1
+    generation: int = 0
 
 
 def serve_template(control: socket.socket, load: Callable[[], LoadedConfiguration], work: Callable[[Birth], int]) -> int:
@@ -217,7 +219,7 @@ def _birth(message: Fork, descriptors: list[int], good: tuple[Inputs, str], bund
     link = socket.socket(fileno=next(rest))
     sockets = {address: [socket.socket(fileno=next(rest)) for _ in range(count)] for address, count in message.sockets}
     shared = {name: next(rest) for name in message.shared}
-    return Birth(message.number, good[0], good[1], link, sockets, shared, bundles, message.contained)
+    return Birth(message.number, good[0], good[1], link, sockets, shared, bundles, message.contained, message.workers, message.generation)
 
 
 def _settle() -> None:
