@@ -34,7 +34,6 @@ from meshguard.pipeline.facts import RequestFacts, judge_again
 from meshguard.pipeline.grpc import is_grpc, names_grpc, with_deadline
 from meshguard.pipeline.inspection_budget import InspectionBudget
 from meshguard.pipeline.peer import Peer, forwarded_lines
-from meshguard.pipeline.slices import Slices
 from meshguard.policy.decision import Conditional
 from meshguard.policy.quarantine import NOBODY, Entry, Quarantine
 from meshguard.wire.serialise import CHUNKED_LINE
@@ -78,7 +77,6 @@ class Journey:
         "on_quiet",
         "quarantine",
         "shedding",
-        "slices",
         "snapshot",
     )
 
@@ -101,7 +99,7 @@ class Journey:
         self.next_number = next_number
         self.connections: set[ServerDoor] = set()
         self.active = active  # gauge of requests under way
-        self.budget, self.slices = budget, Slices()
+        self.budget = budget
         self.on_handshake_failure = on_handshake_failure
         self.draining = False
         self.crowded = False  # no connection is kept alive

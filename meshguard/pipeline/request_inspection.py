@@ -375,7 +375,7 @@ class RequestInspection:
         limit, text, coding = self._journey.budget.body_bytes, representation.text, representation.coding
         if len(body) >= SLICED_FROM and representation.family == "json":
             job = transform.applying(body, reader, token_bytes, self._facts, coding, limit, STEPS)
-            self._journey.slices.start(job, exchange, later, refused)
+            self._journey.budget.slices.start(job, exchange, later, refused)
             return None
         messages = message_coding(self._facts.block)
         return transform.apply(

@@ -15,11 +15,13 @@ from collections.abc import Callable, Generator
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from meshguard.fields.transforms import Transformed
 from meshguard.model.errors import RequestError
 
 if TYPE_CHECKING:
+    from meshguard.fields.transforms import Transformed
     from meshguard.pipeline.exchange import Exchange
+
+    Job = Generator[None, None, Transformed]
 
 __all__ = ["SLICED_FROM", "STEPS", "Slices"]
 
@@ -29,8 +31,6 @@ STEPS = 500
 """Steps of 1 us after which the work may pause."""
 TURN_S = 0.001
 """How long a turn of the loop is spent on such work; exceeded by at most one step that is a call into a C parser (3 ms a megabyte)."""
-
-Job = Generator[None, None, Transformed]
 
 
 class Slices:
