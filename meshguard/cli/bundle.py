@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from meshguard.model.durations import seconds_of
 from meshguard.model.errors import MeshguardError
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ examples:
   meshguard bundle push shop.json fleet:prod --config sidecar.yaml
   meshguard bundle build emergency/ --name shop --version 7 --break-glass "payment outage 4711" --until 2h --out glass.json
 """
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -86,9 +86,8 @@ def _version(text: str) -> int:
 
 
 def _duration(text: str) -> float:
-    number, unit = (text[:-1], text[-1]) if text[-1:] in _UNITS else (text, "s")
     try:
-        seconds = float(number) * _UNITS[unit]
+        seconds = float(text) if text.isdecimal() else seconds_of(text)
     except ValueError:
         seconds = 0.0
     if not 0 < seconds <= 3660 * 86400:

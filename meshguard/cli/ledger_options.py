@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from meshguard.model.durations import seconds_of
 from meshguard.model.errors import MeshguardError
 
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["add_filter", "add_place", "filter_of", "moment_us", "place_of"]
 
-_AGO = re.compile(r"(\d{1,9})(s|m|h|d|w)\Z")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 def add_place(parser: argparse.ArgumentParser) -> None:
@@ -88,9 +87,8 @@ def filter_of(options: argparse.Namespace) -> Filter:
 
 def moment_us(text: str, now: float) -> int:
     """Epoch microseconds of a time as people write it. Raises MeshguardError."""
-    age = _AGO.match(text)
-    if age is not None:
-        return int((now - int(age[1]) * _SECONDS[age[2]]) * 1e6)
+    with suppress(ValueError):
+        return int((now - seconds_of(text)) * 1e6)
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as exc:

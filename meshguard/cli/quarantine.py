@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from meshguard.model.durations import seconds_of
+
 __all__ = ["register"]
 
 _EXAMPLES = """\
@@ -28,7 +30,6 @@ examples:
   meshguard quarantine add spiffe://shop.example/ns/prod/sa/billing --fleet --key security.key --config sidecar.yaml
   meshguard quarantine restore /var/lib/meshguard/fleet/quarantine.json --config sidecar.yaml
 """
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -78,9 +79,8 @@ def _add_change(command: argparse.ArgumentParser) -> None:
 
 
 def _duration(text: str) -> float:
-    number, unit = (text[:-1], text[-1]) if text[-1:] in _UNITS else (text, "s")
     try:
-        seconds = float(number) * _UNITS[unit]
+        seconds = float(text) if text.isdecimal() else seconds_of(text)
     except ValueError:
         seconds = 0.0
     if not 0 < seconds <= 366 * 86400:

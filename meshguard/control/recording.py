@@ -1,7 +1,8 @@
 """What the control plane puts on record in the ledger: who was cut out and let in, which bundle came, which change was taken or refused.
 
 Each function makes the data of one event, pure and bounded; `Telemetry.event` writes it. Times are whole epoch seconds (the ledger holds
-no floating-point numbers). Names of events: `quarantine`, `bundle`, `break_glass`, `reload`, `controls`, `key_destroyed`.
+no floating-point numbers). Names of events: `quarantine`, `bundle`, `break_glass`, `reload`, `controls`, `key_destroyed`,
+`keys`.
 """
 
 from __future__ import annotations

@@ -16,18 +16,20 @@ MAX_TAILS = 8
 """Names that are searched for before a walk: each costs a pass over the body."""
 
 _SIMPLE = re.compile(r"[A-Za-z0-9_-]+")
+_NO_NAME = "\ud800"  # no member can have it
 
 
 class State:
     """Where the selectors stand at one place of a document. `accepts` lists the selectors that select this very value (their numbers)."""
 
-    __slots__ = ("_elements", "_matcher", "_members", "_places", "accepts", "alive")
+    __slots__ = ("_elements", "_matcher", "_members", "_places", "_table", "accepts", "alive")
 
     def __init__(self, matcher: Matcher, places: frozenset[tuple[int, int]]) -> None:
         steps = matcher.steps
         self._matcher = matcher
         self._places = places
         self._members: dict[str | None, State | None] = {}
+        self._table: tuple[dict[str, State | None], State | None] | None = None
         self._elements: dict[int, State | None] = {}
         self.accepts = tuple(sorted({number for number, place in places if place == len(steps[number])}))
         self.alive = any(place < len(steps[number]) for number, place in places)
@@ -40,6 +42,13 @@ class State:
         except KeyError:
             state = self._members[key] = self._follow(name, None)
             return state
+
+    @property
+    def members(self) -> tuple[dict[str, State | None], State | None]:
+        """`member` as a table: the names that selectors name, and what holds for all others."""
+        if self._table is None:
+            self._table = {name: self.member(name) for name in self._matcher.names}, self.member(_NO_NAME)
+        return self._table
 
     def element(self, index: int) -> State | None:
         """The state inside the element at `index` (0-based)."""

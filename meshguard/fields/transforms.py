@@ -9,7 +9,7 @@ INVARIANT: a body, or a record of a streamed body, leaves here either fully trea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -90,7 +90,7 @@ def failures(invalid: Reason) -> Iterator[None]:
 class Transform:
     """The field rules of one route and direction (`request` or `response`)."""
 
-    __slots__ = ("_accepted", "_actions", "_content_types", "_fields", "_work", "direction", "invalid", "rules")
+    __slots__ = ("_accepted", "_actions", "_content_types", "_fields", "_known", "_work", "direction", "invalid", "rules")
 
     def __init__(
         self,
@@ -107,6 +107,7 @@ class Transform:
         self._fields = tuple(fields)
         self._content_types = frozenset(content_types)
         self._accepted: dict[str, Representation] = {}
+        self._known: dict[tuple[tuple[bytes, bytes], ...], Representation] = {}
         self._actions: dict[frozenset[str], tuple[Action, ...]] = {}
 
     @property
@@ -122,6 +123,19 @@ class Transform:
         with failures(self.invalid):
             found = parse_representation(content_types, content_encodings)
             self._check_type(found)
+        return found
+
+    def check_lines(self, lines: Sequence[tuple[bytes, bytes]]) -> Representation:
+        """`check_headers` of the lines themselves, each (`type` or `encoding` in any case, value): equal ones are parsed once."""
+        key = tuple(lines)
+        found = self._known.get(key)
+        if found is None:
+            values: dict[bytes, list[str]] = {b"type": [], b"encoding": []}
+            for name, value in lines:
+                values[name.lower()].append(value.rstrip(b" \t").decode("latin-1"))
+            found = self.check_headers(values[b"type"], values[b"encoding"])
+            if len(self._known) < MAX_REMEMBERED:
+                self._known[key] = found
         return found
 
     def streams(self, representation: Representation) -> bool:
@@ -189,6 +203,21 @@ class Transform:
             with failures(self.invalid):
                 raise exc
             raise
+
+    def applying(
+        self, body: bytes, reader: Reader, nonces: Callable[[int], bytes], caller: Caller, coding: str, limit: int, slice_: int
+    ) -> Generator[None, None, Transformed]:
+        """`apply` for a JSON body, pausing after about `slice_` steps of 1 us each."""
+        rules = self.rules.json
+        work = self._work(self._fields, self._actions_for(reader), nonces, caller)
+        with failures(self.invalid):
+            if rules is None:
+                raise NotReadableError("a format that no field rule of this route looks into")
+            plain = decode_body(coding, body, limit) if coding else body
+            result = yield from rules.treating(plain, work, slice_)
+            if not work.changed:
+                return Transformed(body, work.operations())
+            return Transformed(encode_body(coding, result) if coding else result, work.operations())
 
     def _other(self, body: bytes, representation: Representation, work: Work, limit: int, message_coding: str) -> bytes:
         family = representation.family

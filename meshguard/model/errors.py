@@ -8,7 +8,17 @@ from __future__ import annotations
 
 from meshguard.model.reasons import Reason
 
-__all__ = ["DocumentError", "IdentityError", "KeysetError", "MeshguardError", "Problem", "RequestError", "UpstreamError"]
+__all__ = [
+    "DocumentError",
+    "IdentityError",
+    "KeysetError",
+    "MeshguardError",
+    "Problem",
+    "RequestError",
+    "UpstreamError",
+    "WithheldError",
+    "withheld",
+]
 
 
 class MeshguardError(Exception):
@@ -42,6 +52,16 @@ class IdentityError(MeshguardError):
 
 class KeysetError(MeshguardError):
     """A key is unknown, disabled, destroyed or unavailable. Never carries key material."""
+
+
+class WithheldError(MeshguardError):
+    """Stands for an exception whose words are not told."""
+
+
+def withheld(exc: BaseException) -> WithheldError:
+    """The kind of an exception and the way it came, without its words and those of its causes: of a message that is looked into they
+    may quote what is protected (`invalid literal for int() with base 10: '4111...'`)."""
+    return WithheldError(type(exc).__name__).with_traceback(exc.__traceback__)
 
 
 class Problem:

@@ -14,7 +14,7 @@ import logging
 from time import monotonic
 from typing import TYPE_CHECKING, cast
 
-from meshguard.model.errors import RequestError
+from meshguard.model.errors import RequestError, withheld
 from meshguard.model.messages import CHUNKED, NO_BODY, ResponseHead
 from meshguard.model.reasons import (
     BODY_TOO_LARGE,
@@ -286,9 +286,7 @@ class Exchange(TimedExchange):
         """The response is whole: ends the downstream message, gives the connection back, finishes."""
         door = self._door
         self._response_complete = True
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.finish(self._request_complete)
+        self.release_upstream()
         if door is not None:
             keep = trailers and (self.grpc_end is not None or (self.plan is not None and self.plan.keep_trailers))
             trailers = self._inspection.trailers(self, "response", trailers) if keep and self._inspection is not None else trailers
@@ -367,7 +365,8 @@ class Exchange(TimedExchange):
         if isinstance(exc, RequestError):
             self.refuse(exc.reason, exc.detail)
             return
-        log.error("exception in the journey", exc_info=exc, extra={"decision_id": self.decision_id})
+        told = exc if self._inspection is None else withheld(exc)
+        log.error("exception in the journey", exc_info=told, extra={"decision_id": self.decision_id})
         self.refuse(INTERNAL_ERROR, type(exc).__name__)
 
     def _let_go(self) -> None:

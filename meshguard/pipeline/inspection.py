@@ -10,10 +10,11 @@ reads the response, and the request goes to another proxy, which judges its own 
 
 from __future__ import annotations
 
+from functools import partial
 from secrets import token_bytes
 from typing import TYPE_CHECKING
 
-from meshguard.fields.transforms import Transform
+from meshguard.fields.transforms import Transform, Transformed
 from meshguard.model.errors import RequestError, UpstreamError
 from meshguard.model.messages import CHUNKED, NO_BODY, ResponseHead
 from meshguard.model.reasons import (
@@ -26,7 +27,7 @@ from meshguard.model.reasons import (
     Reason,
 )
 from meshguard.model.verdicts import Permit
-from meshguard.pipeline.described import described, message_coding
+from meshguard.pipeline.described import described, message_coding, without_old_body
 from meshguard.pipeline.request_inspection import RequestInspection
 from meshguard.wire.fields import remove_fields
 
@@ -39,11 +40,6 @@ __all__ = ["Inspection"]
 _ONE_WRITE = 32768
 """Octets up to which a rewritten answer is on record once, whole; above it, like any streamed answer, also when it begins."""
 
-# A changed body makes these untrue (RFC 9110 section 8.8.3, RFC 9530).
-_OF_THE_OLD_BODY = (
-    *(b"etag", b"last-modified", b"accept-ranges", b"cache-control"),
-    *(b"content-md5", b"digest", b"content-digest", b"repr-digest"),
-)
 _PRIVATE = b"cache-control: private, no-cache\r\n"
 
 
@@ -81,7 +77,7 @@ class Inspection(RequestInspection):
             return True
         transform = plan.fields.response
         try:
-            self._representation = representation = transform.check_headers(*described(block))
+            self._representation = representation = transform.check_lines(described(block))
             if head.status in (206, 226):
                 raise RequestError(RESPONSE_NOT_INSPECTABLE, "partial content")
             if transform.streams(representation):
@@ -104,7 +100,7 @@ class Inspection(RequestInspection):
             representation, self._reader, token_bytes, self._journey.budget.body_bytes, self._facts, message_coding(block)
         )
         self._phase = "response-stream"
-        exchange.send_head(head.status, remove_fields(block, _OF_THE_OLD_BODY) + _PRIVATE, head, length=CHUNKED)
+        exchange.send_head(head.status, without_old_body(block) + _PRIVATE, head, length=CHUNKED)
         return True
 
     def takes_response(self, exchange: Exchange, data: bytes) -> bool:
@@ -132,30 +128,39 @@ class Inspection(RequestInspection):
         if self._phase != "response":
             return False
         self._phase = ""
-        head = self._response
-        if head is None or type(exchange.verdict) is not Permit:
+        if self._response is None or type(exchange.verdict) is not Permit or self._reader is None:
             exchange.refuse(INTERNAL_ERROR)
             return True
+        later, failed = partial(self._response_treated, exchange), partial(self._response_failed, exchange)
         try:
-            transform = self._transform(exchange, "response")
-            if self._reader is None:
-                raise RequestError(INTERNAL_ERROR, "no reader")
-            body, operations = self._apply(transform, self._reader)
+            result = self._treat(exchange, "response", self._reader, later, failed)
         except RequestError as error:
-            exchange.status = 0
-            exchange.upstream_failed(_of_response(error), error.detail)
+            failed(error)
             return True
-        exchange.operations = [*exchange.operations, *operations]
+        if result is None:
+            exchange.release_upstream()
+        else:
+            self._response_treated(exchange, result)
+        return True
+
+    def _response_failed(self, exchange: Exchange, error: RequestError) -> None:
+        exchange.status = 0
+        exchange.upstream_failed(_of_response(error), error.detail)
+
+    def _response_treated(self, exchange: Exchange, result: Transformed) -> None:
+        head, body = self._response, result.body
+        if head is None:
+            raise RequestError(INTERNAL_ERROR, "no head")
+        exchange.operations = [*exchange.operations, *result.operations]
         block = self._block
-        if operations:
+        if result.operations:
             # the view belongs to this caller: no shared cache may give it to another one
-            block = remove_fields(block, _OF_THE_OLD_BODY) + _PRIVATE
+            block = without_old_body(block) + _PRIVATE
         exchange.response_bytes = len(body)
         exchange.send_head(head.status, block, head, length=len(body), whole=len(body) <= _ONE_WRITE)
         if body:
             exchange.send_body(body)
         exchange.complete()
-        return True
 
     def _send_on(self, exchange: Exchange, data: bytes | None) -> bool:
         """A piece of a streamed response (None: its end) goes to the client; False when it had to be cut."""

@@ -8,21 +8,22 @@ workload, so until then it is sealed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from secrets import token_bytes
 from time import time
 from typing import TYPE_CHECKING, cast
 
-from meshguard.fields.transforms import WIRE, Reader, Transform
+from meshguard.fields.transforms import WIRE, Reader, Transform, Transformed
 from meshguard.model.errors import RequestError
 from meshguard.model.messages import CHUNKED, NO_BODY, ResponseHead
 from meshguard.model.reasons import (
     BODY_OVER_LIMIT,
     INTERNAL_ERROR,
 )
-from meshguard.model.record import FieldOperation
-from meshguard.pipeline.described import described, message_coding
+from meshguard.pipeline.described import described, message_coding, without_parts
 from meshguard.pipeline.facts import RequestFacts
-from meshguard.wire.fields import remove_fields
+from meshguard.pipeline.slices import SLICED_FROM, STEPS
 
 if TYPE_CHECKING:
     from meshguard.fields.body_stream import BodyStream
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
     from meshguard.validation.contract import Check
 
 __all__ = ["RequestInspection"]
-
-# A part of a document cannot be judged, and a coded one only after decoding: ask the upstream for the whole, as it is.
-_REPRESENTATION = (b"range", b"if-range", b"accept-encoding", b"if-none-match", b"if-modified-since", b"grpc-accept-encoding")
 
 
 class RequestInspection:
@@ -166,7 +164,7 @@ class RequestInspection:
             self._reader = Reader(table.binding.roles_with(self._facts.claims), principal)
         block = head.block
         if fields.response is not None:
-            exchange.block = block = remove_fields(block, _REPRESENTATION) + b"accept-encoding: identity\r\n"
+            exchange.block = block = without_parts(block) + b"accept-encoding: identity\r\n"
         if fields.request_head is not None:
             query = plan.query
             exchange.block, rewritten, operations = fields.request_head.apply(
@@ -195,7 +193,7 @@ class RequestInspection:
         judge, streams = self._judge, self._judge is not None and self._judge.streams
         if plan.inspects_request:
             transform = self._transform(exchange, "request")
-            self._representation = representation = transform.check_headers(*described(head.block))
+            self._representation = representation = transform.check_lines(described(head.block))
             streams = transform.streams(representation) and (judge is None or streams)
         if streams:
             limit = self._journey.budget.body_bytes
@@ -218,19 +216,47 @@ class RequestInspection:
         """The same for a body that the decision has waited for."""
         self._body, self._request_body = bytearray(self._request_body or b""), None
         if plan.inspects_request and exchange.head is not None:
-            self._representation = self._transform(exchange, "request").check_headers(*described(exchange.head.block))
+            self._representation = self._transform(exchange, "request").check_lines(described(exchange.head.block))
         try:
-            self._rewrite_request(exchange)
+            return not self._rewrite_request(exchange)
         except RequestError as error:
             self._tell(exchange, error)
             raise
-        return False
 
-    def _rewrite_request(self, exchange: Exchange) -> None:
-        body, operations = self._request_whole(exchange)
-        exchange.operations = [*exchange.operations, *operations]
-        exchange.request_length = len(body)
-        self._request_body = body
+    def _rewrite_request(self, exchange: Exchange) -> bool:
+        """Treats the whole body. False: that is done later, in slices, and the journey goes on then. Raises RequestError.
+
+        A contract describes the open values: it judges what the workload gets to see, or what it has written."""
+        if self._judge is not None and self._outbound:
+            self._judge.judge(bytes(self._body), self._journey.budget.body_bytes)
+        if exchange.plan is not None and exchange.plan.inspects_request:
+            later, refused = partial(self._request_later, exchange), partial(self._request_refused, exchange)
+            result = self._treat(exchange, "request", self._request_reader(), later, refused)
+            if result is None:
+                return False
+        else:
+            result = Transformed(bytes(self._body), [])
+            self._body, self._size = bytearray(), 0
+        self._request_treated(exchange, result)
+        return True
+
+    def _request_treated(self, exchange: Exchange, result: Transformed) -> None:
+        if self._judge is not None and not self._outbound:
+            self._judge.judge(result.body, self._journey.budget.body_bytes)
+        exchange.operations = [*exchange.operations, *result.operations]
+        exchange.request_length = len(result.body)
+        self._request_body = result.body
+
+    def _request_later(self, exchange: Exchange, result: Transformed) -> None:
+        from meshguard.pipeline.journey import inspect
+
+        self._request_treated(exchange, result)
+        self._journey.resume(exchange, inspect)
+        exchange.flush_request()
+
+    def _request_refused(self, exchange: Exchange, error: RequestError) -> None:
+        self._tell(exchange, error)
+        exchange.refuse(error.reason, error.detail)
 
     def takes_request(self, exchange: Exchange, data: bytes) -> bool:
         if self._shadow is not None:
@@ -265,32 +291,15 @@ class RequestInspection:
 
         self._phase = ""
         try:
-            self._rewrite_request(exchange)
+            if self._rewrite_request(exchange):
+                self._journey.resume(exchange, inspect)
         except RequestError as error:
-            self._tell(exchange, error)
-            exchange.refuse(error.reason, error.detail)
-            return True
-        self._journey.resume(exchange, inspect)
+            self._request_refused(exchange, error)
         return True
 
     def _tell(self, exchange: Exchange, error: RequestError) -> None:
         if exchange.plan is not None and exchange.plan.reports_place:
             self.place = getattr(error, "place", "")
-
-    def _request_whole(self, exchange: Exchange) -> tuple[bytes, list[FieldOperation]]:
-        """The body to send. A contract describes the open values: it judges what the workload gets to see, or what it has written."""
-        judge, limit = self._judge, self._journey.budget.body_bytes
-        if judge is not None and self._outbound:
-            judge.judge(bytes(self._body), limit)
-        if exchange.plan is not None and exchange.plan.inspects_request:
-            body, operations = self._apply(self._transform(exchange, "request"), self._request_reader())
-        else:
-            body, operations = bytes(self._body), []
-            self._body = bytearray()
-            self._size = 0
-        if judge is not None and not self._outbound:
-            judge.judge(body, limit)
-        return body, operations
 
     @property
     def keeps_request(self) -> bool:
@@ -347,25 +356,31 @@ class RequestInspection:
             self._journey.budget.held -= self._held - held
         self._held = held
 
-    def _apply(self, transform: Transform, reader: Reader) -> tuple[bytes, list[FieldOperation]]:
-        body = bytes(self._body)
-        self._body = bytearray()
-        self._size = 0
+    def _treat(
+        self,
+        exchange: Exchange,
+        direction: str,
+        reader: Reader,
+        later: Callable[[Transformed], None],
+        refused: Callable[[RequestError], None],
+    ) -> Transformed | None:
+        """The gathered body for its reader; None when that takes long: then it is done in slices and given to `later`, or `refused`.
+
+        Raises RequestError."""
+        transform = self._transform(exchange, direction)
+        body, self._body, self._size = bytes(self._body), bytearray(), 0
         representation = self._representation
         if not body or representation is None:
-            return body, []
-        result = transform.apply(
-            body,
-            representation.text,
-            reader,
-            token_bytes,
-            time(),
-            caller=self._facts,
-            coding=representation.coding,
-            limit=self._journey.budget.body_bytes,
-            message_coding=message_coding(self._facts.block),
+            return Transformed(body, [])
+        limit, text, coding = self._journey.budget.body_bytes, representation.text, representation.coding
+        if len(body) >= SLICED_FROM and representation.family == "json":
+            job = transform.applying(body, reader, token_bytes, self._facts, coding, limit, STEPS)
+            self._journey.budget.slices.start(job, exchange, later, refused)
+            return None
+        messages = message_coding(self._facts.block)
+        return transform.apply(
+            body, text, reader, token_bytes, time(), caller=self._facts, coding=coding, limit=limit, message_coding=messages
         )
-        return result.body, result.operations
 
 
 def _chained(streams: list[BodyStream | MessageGate]) -> BodyStream | MessageGate | Chained:

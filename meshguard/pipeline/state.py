@@ -192,3 +192,9 @@ class ExchangeState(Call):
     @property
     def decision_id(self) -> str:
         return f"{self._journey.boot_id}-{self.number:x}"
+
+    def release_upstream(self) -> None:
+        """The response is whole here, not yet with the client: the upstream connection is free for others."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.finish(self._request_complete)

@@ -138,6 +138,7 @@ def test_a_limit_of_connections_holds_over_all_workers(proxy: Proxy) -> None:
         sockets.more(7)
         eventually(lambda: sockets.left() == LIMIT, "the end of two")
     eventually(lambda: sum(connections(proxy, "few")) == 0, "the end of all")
+    threading.Event().wait(TOLD_S)
 
 
 def test_what_a_killed_worker_had_counts_no_more(proxy: Proxy) -> None:
