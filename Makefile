@@ -14,7 +14,7 @@ ARGS ?=
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: serve test lint style types environment bench soak fuzz autobahn check clean help
+.PHONY: serve test lint style types environment bench soak crash crowd fuzz autobahn check clean help
 
 serve: $(RUN)  ## run the guided demo: a proxy with a development CA, an upstream, a client (ARGS="..." is passed on)
 	$(BIN)/python -m meshguard demo $(ARGS)
@@ -47,6 +47,9 @@ fuzz: $(DEV)  ## fuzz every parser of strangers' octets for FUZZ_S seconds (defa
 
 autobahn: $(DEV)  ## compare WebSocket verdicts with and without the proxy (ARGS="--python2 PATH --quick")
 	$(BIN)/python -m tests.autobahn $(ARGS)
+
+crash: $(DEV)  ## kill a process that writes a ledger MESHGUARD_LEDGER_KILLS times (default 200), at random moments
+	MESHGUARD_LEDGER_KILLS=$${MESHGUARD_LEDGER_KILLS:-200} $(BIN)/python -m pytest -x tests/e2e/test_ledger_crash.py
 
 check: $(RUN)  ## check the example configurations and their policies
 	$(BIN)/python -m meshguard check --no-files config/*.yaml
