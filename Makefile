@@ -14,7 +14,7 @@ ARGS ?=
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: serve test lint style types environment bench soak fuzz autobahn check clean help
+.PHONY: serve test lint style types environment bench soak crash crowd fuzz autobahn check clean help
 
 serve: $(RUN)  ## run the guided demo: a proxy with a development CA, an upstream, a client (ARGS="..." is passed on)
 	$(BIN)/python -m meshguard demo $(ARGS)
@@ -38,12 +38,18 @@ bench: $(DEV)  ## measure against other proxies; the table goes to standard outp
 soak: $(DEV)  ## constant load while policies, certificates and endpoints change
 	$(BIN)/python -m benchmarks.soak $(ARGS)
 
+crowd: $(DEV)  ## 10 000 idle connections, slow, hostile and cut ones beside a good client (ARGS="idle"; needs ulimit -n 20000)
+	$(BIN)/python -m benchmarks.crowd $(ARGS)
+
 fuzz: $(DEV)  ## fuzz every parser of strangers' octets for FUZZ_S seconds (default 300), then the properties with new seeds
 	$(BIN)/python -m fuzz --seconds $(FUZZ_S)
 	$(BIN)/python -m pytest $(PARALLEL) -x --hypothesis-seed=$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ') $$(grep -rl '^from hypothesis' tests)
 
 autobahn: $(DEV)  ## compare WebSocket verdicts with and without the proxy (ARGS="--python2 PATH --quick")
 	$(BIN)/python -m tests.autobahn $(ARGS)
+
+crash: $(DEV)  ## kill a process that writes a ledger MESHGUARD_LEDGER_KILLS times (default 200), at random moments
+	MESHGUARD_LEDGER_KILLS=$${MESHGUARD_LEDGER_KILLS:-200} $(BIN)/python -m pytest -x tests/e2e/test_ledger_crash.py
 
 check: $(RUN)  ## check the example configurations and their policies
 	$(BIN)/python -m meshguard check --no-files config/*.yaml

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks import install, pki, procs
+from benchmarks import documents, install, pki, procs
 
 __all__ = ["Bench", "Options"]
 
@@ -50,7 +50,7 @@ class Bench:
         self._upstream: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Bench:
-        command = [self.tools["upstream"], self.up_h1, self.up_h2]
+        command = [self.tools["upstream"], self.up_h1, self.up_h2, *documents.write(self.work)]
         self._upstream = procs.start(command, self.options.load_core, self.work / "upstream.log")
         procs.wait_port(self.up_h2, self._upstream, 5)
         return self

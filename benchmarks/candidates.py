@@ -95,9 +95,13 @@ class Candidate:
 
     def ask(self, kind: str, path: str, certificate: bool = True) -> int | str:
         """Status of one HTTP/1.1 request, or the name of what went wrong."""
+        return self.fetch(kind, path, certificate)[0]
+
+    def fetch(self, kind: str, path: str, certificate: bool = True) -> tuple[int | str, bytes]:
+        """`ask` with the body of the answer."""
         port = self.port(kind)
         if port is None:
-            return "no such port"
+            return "no such port", b""
         link: http.client.HTTPConnection
         if kind == "h1-plain":
             link = http.client.HTTPConnection("localhost", port, timeout=5)
@@ -106,10 +110,9 @@ class Candidate:
         try:
             link.request("GET", path, headers={"Host": HOST})
             answer = link.getresponse()
-            answer.read()
-            return answer.status
+            return answer.status, answer.read()
         except (OSError, http.client.HTTPException) as error:
-            return type(error).__name__
+            return type(error).__name__, b""
         finally:
             link.close()
 

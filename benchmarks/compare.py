@@ -92,7 +92,14 @@ def compare(
             ratio = paired(mine, other, target.metric, lambda a, b: a / b if b else float("inf"))
         elif target.kind == "added":
             value, anchor = paired(mine, other, target.metric, lambda a, b: a - b), None
+            if target.per:
+                unit = row.get(target.per, [])
+                if not unit or faults(unit) or value is None:
+                    continue
+                anchor = median(sample[target.metric] for sample in unit)
+                added = [{target.metric: a[target.metric] - b[target.metric]} for a, b in zip(mine, other, strict=False)]
+                ratio = paired(added, unit, target.metric, lambda a, b: a / b if b else float("inf"))
         if value is not None:
-            anchor_name = target.anchor if anchor is not None else ""
+            anchor_name = (target.per or target.anchor) if anchor is not None else ""
             found.append(Comparison(target.name, value, anchor, anchor_name, target.unit, ratio, target.first, target.aim, python, openssl))
     return found

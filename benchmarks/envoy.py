@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,11 @@ from typing import Any
 from benchmarks import install
 from benchmarks.bench import Bench
 from benchmarks.candidates import Plan
+from benchmarks.documents import PREFIXES
+from benchmarks.ext_proc_server import PATH_HEADER
 from benchmarks.rules import GRPC, Rule, make, mine_first
 
-__all__ = ["best", "same", "ten", "tree"]
+__all__ = ["best", "ext_proc", "same", "ten", "tree"]
 
 _EXTENSION = "type.googleapis.com/envoy.extensions."
 _RBAC = "envoy.filters.http.rbac"
@@ -124,9 +128,18 @@ def _tls(certs: Path) -> Json:
     return {"name": "envoy.transport_sockets.tls", "typed_config": context}
 
 
-def _listener(name: str, port: int, rbac: Json | None, log: Path | None, certs: Path | None) -> Json:
+def _listener(
+    name: str,
+    port: int,
+    rbac: Json | None,
+    log: Path | None,
+    certs: Path | None,
+    processor: Json | None = None,
+    routes: list[Json] | None = None,
+) -> Json:
     router = {"@type": _EXTENSION + "filters.http.router.v3.Router", "suppress_envoy_headers": True}
     routes = [
+        *(routes or []),
         {"match": {"prefix": GRPC + "/"}, "route": {"cluster": "up_h2", "timeout": "15s"}},
         {"match": {"prefix": "/"}, "route": {"cluster": "up_h1", "timeout": "15s"}},
     ]
@@ -136,7 +149,11 @@ def _listener(name: str, port: int, rbac: Json | None, log: Path | None, certs: 
         "codec_type": "AUTO",
         "use_remote_address": True,
         "generate_request_id": False,
-        "http_filters": [*([rbac] if rbac else []), {"name": "envoy.filters.http.router", "typed_config": router}],
+        "http_filters": [
+            *([rbac] if rbac else []),
+            *([processor] if processor else []),
+            {"name": "envoy.filters.http.router", "typed_config": router},
+        ],
         "route_config": {"name": "all", "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}]},
     }
     if log:
@@ -146,7 +163,10 @@ def _listener(name: str, port: int, rbac: Json | None, log: Path | None, certs: 
     chain: Json = {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
     if certs:
         chain["transport_socket"] = _tls(certs)
-    return {"name": name, "address": _address(port), "filter_chains": [chain]}
+    found: Json = {"name": name, "address": _address(port), "filter_chains": [chain]}
+    if processor:
+        found["per_connection_buffer_limit_bytes"] = 4 << 20  # the bodies it buffers for the processor
+    return found
 
 
 def _plan(bench: Bench, directory: Path, rules: list[Rule], log: bool, rbac: Callable[[list[Rule]], Json] = _linear) -> Plan:
@@ -179,3 +199,42 @@ def tree(bench: Bench, directory: Path) -> Plan:
 def ten(bench: Bench, directory: Path) -> Plan:
     """10 rules, the right ones first, no XFCC, no log: the best that Envoy can look."""
     return _plan(bench, directory, mine_first(make(bench.options.rules))[:10], False)
+
+
+def ext_proc(bench: Bench, directory: Path) -> Plan:
+    """`best` with an external processor that protects the fields of `documents`: both processes count."""
+    mtls, port = bench.ports.port(), bench.ports.port()
+    log = directory / "access.log"
+    name, kind = "envoy.filters.http.ext_proc", _EXTENSION + "filters.http.ext_proc.v3."
+    mode = {"request_header_mode": "SKIP", "response_header_mode": "SKIP", "response_body_mode": "BUFFERED"}
+    settings: Json = {
+        "@type": kind + "ExternalProcessor",
+        "grpc_service": {"envoy_grpc": {"cluster_name": "processor"}, "timeout": "5s"},
+        "processing_mode": mode,
+        "message_timeout": "5s",
+    }
+    routes: list[Json] = []
+    for count, prefix in PREFIXES.items():
+        overrides: Json = {"overrides": {"grpc_initial_metadata": [{"key": PATH_HEADER, "value": prefix}]}} if count else {"disabled": True}
+        here = {"@type": kind + "ExtProcPerRoute", **overrides}
+        routes.append(
+            {"match": {"prefix": prefix}, "route": {"cluster": "up_h1", "timeout": "15s"}, "typed_per_filter_config": {name: here}}
+        )
+    routes.append(
+        {
+            "match": {"prefix": "/"},
+            "route": {"cluster": "up_h1", "timeout": "15s"},
+            "typed_per_filter_config": {name: {"@type": kind + "ExtProcPerRoute", "disabled": True}},
+        }
+    )
+    rbac = _linear(mine_first(make(bench.options.rules)))
+    listener = _listener("mtls", mtls, rbac, log, bench.certs, {"name": name, "typed_config": settings}, routes)
+    clusters = [_cluster("up_h1", bench.up_h1, False), _cluster("up_h2", bench.up_h2, True), _cluster("processor", port, True)]
+    for cluster in clusters:
+        cluster["per_connection_buffer_limit_bytes"] = 4 << 20
+    config = directory / "envoy.json"
+    config.write_text(json.dumps({"static_resources": {"listeners": [listener], "clusters": clusters}}, indent=1))
+    words = [install.envoy(), "-c", config, "--concurrency", "1", "--log-level", "error", "--disable-hot-restart"]
+    server = [sys.executable, "-m", "benchmarks.ext_proc_server", port]
+    both = f"{shlex.join(map(str, server))} & exec {shlex.join(map(str, words))}"
+    return Plan(["sh", "-c", both], {"h1-mtls": mtls}, policy=True, log=log, cwd=install.ROOT)

@@ -92,6 +92,7 @@ PEERS: dict[str, Prepare] = {
     "envoy-same": envoy.same,
     "envoy-tree": envoy.tree,
     "envoy10": envoy.ten,
+    "envoy-ext-proc": envoy.ext_proc,
     "nginx": nginx,
     "haproxy": haproxy,
     "mitmproxy": mitmproxy,

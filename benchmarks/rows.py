@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from benchmarks import load
+from benchmarks import field_load, load
 from benchmarks.candidates import Candidate
+from benchmarks.field_load import INLINE
+from benchmarks.ledger_alone import ledger_alone
 from benchmarks.load import Sample
 
 __all__ = ["ROWS", "Contestant", "Row", "contestants", "play"]
@@ -51,6 +53,18 @@ _SELF = Contestant("meshguard")
 _BOTH = (_SELF, Contestant("meshguard-reference"))
 _CPU = "CPU us/request"
 
+def _fields(name: str, size: int, conns: int) -> Row:
+    """Bodies of one size with no, one and ten protected fields, here and in Envoy with an external processor."""
+    ours = [
+        Contestant("meshguard-fields", label, (("count", count),)) for label, count in (("no rule", 0), ("1 field", 1), ("10 fields", 10))
+    ]
+    theirs = [Contestant("envoy-ext-proc", f"Envoy, {label}", (("count", count),)) for label, count in (("1 field", 1), ("10 fields", 10))]
+    inline = [Contestant("meshguard-fields", label, (("inline", label),)) for label in INLINE]
+    everyone = (Contestant("meshguard", "no fields at all", (("count", 0),)), *ours, *inline, *theirs)
+    settings: dict[str, object] = {"size": size, "conns": conns}
+    return Row(name, "h1-mtls", _CPU, "cpu_us", field_load.measure, everyone, peers=False, settings=settings)
+
+
 ROWS: tuple[Row, ...] = (
     Row("h1-mtls", "h1-mtls", _CPU, "cpu_us", load.closed_loop, _BOTH),
     Row("h1-plain", "h1-plain", _CPU, "cpu_us", load.closed_loop, _BOTH),
@@ -73,11 +87,20 @@ ROWS: tuple[Row, ...] = (
         "ledger", "h1-mtls", _CPU, "cpu_us", load.closed_loop,
         (_SELF, Contestant("meshguard-ledger"), Contestant("meshguard-ledger-request")), peers=False,
     ),
+    Row(
+        "ledger-alone", "h1-mtls", "CPU us/entry appended", "append_us", ledger_alone,
+        (_SELF, Contestant("meshguard", "plain", (("plain", True),))), peers=False, fresh=True, most_rounds=1,
+        settings={"entries": 1_000_000},
+    ),
     Row("workers", "h1-mtls", _CPU, "cpu_us", load.closed_loop, (_SELF, Contestant("meshguard-two-workers")), peers=False),
     Row(
         "workers-two-cores", "h1-mtls", "us of wall clock a request", "wall_us", load.closed_loop,
         (Contestant("meshguard-any-core"), Contestant("meshguard-two-workers-any-core")), peers=False,
     ),
+    _fields("fields-1k", 1_000, 32),
+    _fields("fields-10k", 10_000, 32),
+    _fields("fields-100k", 100_000, 8),
+    _fields("fields-1m", 1_000_000, 4),
 )  # fmt: skip
 """In the order of the tables."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 from benchmarks import install, pki
 from benchmarks.bench import Bench
 from benchmarks.candidates import Plan
+from benchmarks.documents import KEYSET, field_rules
 from benchmarks.rules import GRPC, ORDERS, Rule, make
 from meshguard.control.ledger_key import make_key
 
@@ -49,6 +51,7 @@ class Variant:
     traces: bool = True
     ledger: str = ""  # its durability
     workers: int = 1
+    fields: bool = False  # the field rules of `documents`, with a keyset
     pinned: bool = True
 
     def __call__(self, bench: Bench, directory: Path) -> Plan:
@@ -57,10 +60,14 @@ class Variant:
         name, text = policy_text(policy(make(count), plain))
         (directory / "policies").mkdir(exist_ok=True)
         (directory / "policies" / name).write_text(text)
+        if self.fields:
+            (directory / "policies" / "fields.yaml").write_text(yaml.safe_dump({"fields": field_rules()}))
         log = directory / "decisions.log" if self.log else None
         config = directory / "meshguard.yaml"
         numbers = {"inbound": mtls, "plain": plain, "admin": admin, "upstream": bench.up_h1, "http2": bench.up_h2}
         settings = configuration(self, bench.certs, numbers, log)
+        if self.fields:
+            settings["keys"] = {KEYSET: {"provider": "file", "path": str(_keyset(directory))}}
         if self.ledger:
             key = directory / "checkpoint.key"
             make_key(key)
@@ -69,6 +76,15 @@ class Variant:
         command = [sys.executable, "-m", "meshguard", "serve", "--config", config]
         ports = {"h1-mtls": mtls, "h1-plain": plain, "h2-mtls": mtls, "grpc": mtls}
         return Plan(command, ports, policy=True, log=log, cwd=install.ROOT, ready_timeout_s=20 + count / 500, pinned=self.pinned)
+
+
+def _keyset(directory: Path) -> Path:
+    """A keyset in the clear, as `meshguard keys create` makes it."""
+    (directory / "keys").mkdir(mode=0o700, exist_ok=True)
+    path = directory / "keys" / f"{KEYSET}.json"
+    command = [sys.executable, "-m", "meshguard", "keys", "create", path, "--name", KEYSET]
+    subprocess.run(list(map(str, command)), check=True, cwd=install.ROOT, timeout=30, capture_output=True)
+    return path
 
 
 def configuration(variant: Variant, certs: Path, ports: dict[str, int], log: Path | None) -> dict[str, Any]:
@@ -109,6 +125,7 @@ SUBJECTS: dict[str, Variant] = {
     "meshguard-no-log": Variant(log=False),
     "meshguard-ledger": Variant(ledger="batch"),
     "meshguard-ledger-request": Variant(ledger="request"),
+    "meshguard-fields": Variant(fields=True),
     "meshguard-two-workers": Variant(workers=2),
     "meshguard-any-core": Variant(pinned=False),
     "meshguard-two-workers-any-core": Variant(workers=2, pinned=False),

@@ -17,7 +17,7 @@ class Target:
     """`ours` and `anchor` name contestants of `row`, `metric` a key of their samples.
 
     kind ratio     the bounds hold for ours / anchor
-         added     the bounds hold for ours - anchor, in the unit
+         added     the bounds hold for ours - anchor, in the unit; with `per`, for that as a ratio to what the contestant `per` takes
          absolute  the bounds hold for ours, in the unit; an anchor is only for comparison
     Without bounds (None) it is shown for information.
     """
@@ -31,11 +31,35 @@ class Target:
     aim: float | None = None
     ours: str = "meshguard"
     kind: Literal["ratio", "added", "absolute"] = "ratio"
+    per: str = ""
 
 
 _MODERN = ssl.OPENSSL_VERSION_INFO >= (3, 5)
 _HANDSHAKE = (1.5, 1.15) if _MODERN else (1.6, 1.5)
 _CPU = "CPU us/request"
+
+
+
+def _fields() -> tuple[Target, ...]:
+    """Field protection, by size of the body and number of fields: added to the same route without rule, as such and as a ratio to parsing
+    and serialising the body and to the bare AES-GCM of the values; and the whole job against Envoy with an external processor."""
+    bounds: dict[tuple[str, str, str], tuple[float | None, float | None]] = {
+        ("1 KB", "1 field", ""): (12, 6),
+        ("100 KB", "10 fields", "orjson"): (0.5, 0.2),
+    }
+    found = []
+    for size, row in (("1 KB", "fields-1k"), ("10 KB", "fields-10k"), ("100 KB", "fields-100k"), ("1 MB", "fields-1m")):
+        for count in ("1 field", "10 fields"):
+            name = f"fields, {size}, {count}"
+            for per, title in (
+                ("", "added"), ("orjson", "added against orjson loads + dumps"), (f"AES-GCM, {count}", "added against bare AES-GCM"),
+            ):
+                first, aim = bounds.get((size, count, per), (None, None))
+                found.append(Target(f"{name}: {title}", row, "cpu_us", _CPU, "no rule", first, aim, count, "added", per))
+            found.append(Target(f"{name}: against Envoy with ext_proc", row, "cpu_us", _CPU, f"Envoy, {count}", 0.2, 0.1, count))
+        found.append(Target(f"fields, {size}: a route without rule beside them", row, "cpu_us", _CPU, "no fields at all", ours="no rule"))
+    return tuple(found)
+
 
 TARGETS: tuple[Target, ...] = (
     Target("h1-mtls against Envoy", "h1-mtls", "cpu_us", _CPU, "envoy", 0.85, 0.60),
@@ -72,4 +96,11 @@ TARGETS: tuple[Target, ...] = (
     Target("decision log to a file, added", "decision-log", "cpu_us", "us", "meshguard-no-log", kind="added"),
     Target("ledger, durability batch, added", "ledger", "main_us", "us", "meshguard", 6, 3, "meshguard-ledger", "added"),
     Target("ledger, durability request, added", "ledger", "main_us", "us", "meshguard", ours="meshguard-ledger-request", kind="added"),
+    Target("ledger: append against plain JSON lines", "ledger-alone", "append_us", "CPU us", "plain", 2.5, 2.0),
+    Target("ledger: verify, an entry (200 000 a second)", "ledger-alone", "verify_us", "CPU us", "plain", 5, 2.5, kind="absolute"),
+    Target("ledger: slowest kind of question to 1 million", "ledger-alone", "query_ms", "ms", "plain", 50, 20, kind="absolute"),
+    Target("ledger: the same, compressed segments", "ledger-alone", "packed_ms", "ms", "plain", 50, 20, kind="absolute"),
+    Target("ledger: a caller's denials, against SQLite alone", "ledger-alone", "caller_ms", "ms", "plain"),
+    Target("ledger: index behind at 2000 entries a second", "ledger-alone", "lag_ms", "ms", "plain", kind="absolute"),
+    *_fields(),
 )

@@ -11,7 +11,7 @@ import h11
 
 from fuzz import bodies
 from fuzz.http2 import H2_WORDS, HPACK_WORDS, hpack_block, http2_client, http2_server, huffman
-from meshguard.fields.json_locate import locate
+from meshguard.fields.json_locate import locate, locating
 from meshguard.fields.json_scan import JsonError, Span, resolve, scan
 from meshguard.fields.selectors import Matcher, parse_selector
 from meshguard.model.errors import RequestError
@@ -225,13 +225,16 @@ _MATCHERS = tuple(
 
 
 def json_body(data: bytes) -> Hashable:
-    """What the exact scanner accepts the standard library accepts, its spans are whole values, and the fast way gives the same."""
+    """What the exact scanner accepts the standard library accepts, its spans are whole values, the fast way and slices give the same."""
     seen: list[Hashable] = []
     for matcher in _MATCHERS:
         expected, failure = _outcome(lambda chosen=matcher: resolve(scan(data, chosen)))
         found, other = _outcome(lambda chosen=matcher: locate(data, chosen))
         assert found == expected
         assert (failure == "") == (other == ""), "the two ways differ in what they accept"
+        for slice_ in (1, 7):
+            again, other = _outcome(lambda chosen=matcher, size=slice_: resolve(_in_slices(data, chosen, size)))
+            assert (again, failure == "") == (expected, other == ""), "slices differ"
         seen.append(failure if expected is None else min(len(expected), 4))
         if expected is None:
             continue
@@ -240,6 +243,15 @@ def json_body(data: bytes) -> Hashable:
             assert outer <= start < end
             json.loads(data[start:end])
     return tuple(seen)
+
+
+def _in_slices(data: bytes, matcher: Matcher, slice_: int) -> list[Span]:
+    steps = locating(data, matcher, slice_)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            return list(stop.value)
 
 
 def _outcome(action: Callable[[], list[Span]]) -> tuple[list[Span] | None, str]:
@@ -411,6 +423,9 @@ TARGETS: dict[str, Target] = {
     "lines": Target(bodies.lines, bodies.WORDS["lines"]),
     "events": Target(bodies.events, bodies.WORDS["events"]),
     "protobuf": Target(bodies.protobuf, bodies.WORDS["protobuf"]),
+    "values": Target(bodies.values, bodies.WORDS["protobuf"]),
     "grpc": Target(bodies.grpc, bodies.WORDS["protobuf"]),
     "coded": Target(bodies.coded, bodies.WORDS["coded"]),
+    "heads": Target(bodies.heads, bodies.WORDS["heads"]),
+    "envelope": Target(bodies.envelope, bodies.WORDS["envelope"]),
 }

@@ -10,7 +10,6 @@ turn in each round, and the minimum of the rounds is taken: on a shared machine 
 from __future__ import annotations
 
 import platform
-import random
 import secrets
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ import orjson
 from cryptography.hazmat.backends.openssl import backend
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from benchmarks.documents import KEYSET, NAMES, SIZES, body_of
 from meshguard.fields.compile import compile_fields
 from meshguard.fields.json_locate import locate
 from meshguard.fields.keyset import DataKey, Keyset, KeyState
@@ -29,48 +29,20 @@ from meshguard.fields.selectors import Matcher, parse_selector
 from meshguard.fields.transforms import Reader, Transform
 
 ROUNDS = 9
-SIZES = (1_000, 10_000, 100_000, 1_000_000)
-NAMES = [f"secret{number}" for number in range(10)]
 
 
-def order(dice: random.Random, number: int, pad: int = 0) -> dict[str, Any]:
-    return {
-        "id": number,
-        "customer": {"name": f"Name {dice.randrange(10**6)}", "email": f"u{number}@example.com", "vip": dice.random() < 0.5},
-        "payment": {"card": str(dice.randrange(10**15, 10**16)), "amount": round(dice.random() * 1000, 2), "currency": "EUR"},
-        "items": [
-            {"sku": f"SKU-{dice.randrange(10**5)}", "qty": dice.randrange(9), "price": dice.random() * 10, "note": None} for _ in range(3)
-        ],
-        "comment": "lorem ipsum dolor sit amet " * (1 + pad // 27),
-    }
-
-
-def body_of(size: int, secrets_in: int, orders: int | None = None) -> bytes:
-    dice = random.Random(size)
-    document: dict[str, Any] = {"customer": {name: str(dice.randrange(10**15, 10**16)) for name in NAMES[:secrets_in]}, "orders": []}
-    if orders is not None:
-        document["orders"] = [order(dice, number) for number in range(orders)]
-        document["log"] = []
-    target = document["orders"] if orders is None else document["log"]
-    text = orjson.dumps(document)
-    while len(text) < size:
-        for _ in range(max(1, (size - len(text)) // 500)):
-            item = order(dice, len(target))
-            if orders is not None:
-                del item["payment"]
-            target.append(item)
-        text = orjson.dumps(document)
-    return text
-
-
-def transform_of(select: list[str]) -> Transform:
-    keyset = Keyset("bench", [DataKey(1, KeyState.PRIMARY, 0.0, secrets.token_bytes(32), granted=1 << 32)])
-    rule = {"id": "field", "paths": ["/x"], "on": "response", "select": select, "seal": "bench"}
-    source = SimpleNamespace(file="bench", value=SimpleNamespace(fields=[rule]))
-    plan = compile_fields([source], (), {"bench": keyset}).plan("GET", "/x")
+def transform_for(rule: dict[str, Any]) -> Transform:
+    """The compiled rule, under a new key. Its path has the parameter `{id}`, or none."""
+    keyset = Keyset(KEYSET, [DataKey(1, KeyState.PRIMARY, 0.0, secrets.token_bytes(32), granted=1 << 32)])
+    source = SimpleNamespace(file=KEYSET, value=SimpleNamespace(fields=[rule]))
+    plan = compile_fields([source], (), {KEYSET: keyset}).plan("GET", rule["paths"][0].replace("{id}", "1"))
     if plan is None or plan.response is None:
         raise SystemExit("no plan")
     return plan.response
+
+
+def transform_of(select: list[str]) -> Transform:
+    return transform_for({"id": "field", "paths": ["/x"], "on": "response", "select": select, "seal": KEYSET})
 
 
 def reserialise(body: bytes) -> bytes:

@@ -161,7 +161,14 @@ def main() -> None:
     """Print the table, or with --json the rows as they go into the benchmark report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--cel", action="store_true", help="what expressions and bodies add (benchmarks.micro.policy_cel)")
     arguments = parser.parse_args()
+    if arguments.cel:
+        from benchmarks.micro import policy_cel
+
+        added = policy_cel.measure()
+        print(json.dumps(policy_cel.entries(added), indent=2)) if arguments.json else policy_cel.show(added)
+        return
     rows = measure()
     ratio = float(rows[-1]["same_ns"]) / float(rows[0]["same_ns"])  # type: ignore[arg-type]
     if arguments.json:

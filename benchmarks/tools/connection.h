@@ -52,6 +52,7 @@ typedef struct {
 
 static SSL_CTX *tls;
 static int epoll, port, h2, grpc, alive = 1;
+static int any_octets; // of a body only the length is checked
 static long max_streams, want_body, life; // life: requests after which a connection is replaced (0: never)
 static long ok, bad, lost, reconnects, renewed, first_bad;
 static char read_buffer[1 << 18];

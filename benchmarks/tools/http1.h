@@ -58,8 +58,8 @@ static int feed_h1(Conn *c, const char *p, size_t n) {
         return !memcmp(c->tail, "0\r\n\r\n", 5) ? 1 : 0;
     }
     if ((long)n > c->left) return -1;
-    for (size_t i = 0; i < n && c->status == 200; i++)
-        if (p[i] != 'x') c->status = 1000; // the upstream's bodies are all x
+    for (size_t i = 0; i < n && c->status == 200 && !any_octets; i++)
+        if (p[i] != 'x') c->status = 1000; // the upstream's bodies are all x, but for its files
     c->left -= n;
     return c->left == 0;
 }

@@ -3,7 +3,8 @@
 //   mode=rate         HTTP/1.1 open loop, Poisson arrivals at `rate` a second, latency from the scheduled time
 //   mode=hs           one full TLS handshake plus one request after another
 //   mode=idle         opens `conns` connections with one request each, prints {"ready":N}, waits for the end of stdin
-// port secs warm conns streams rate; cert=PEM with key and chain, ca=PEM (given: TLS); host path paths size body trace
+// port secs warm conns streams rate; cert=PEM with key and chain, ca=PEM (given: TLS); host path paths size file body trace
+// any=1: of a body only the length (body=N) is checked, not that it is all x; what it holds is looked at before the load.
 // life=N: the connections are replaced after N requests each, with the certificate file as it is then.
 // pids=1,2 core=1: CPU of these processes and busy time of the core over the measured window.
 #define _GNU_SOURCE
@@ -319,6 +320,7 @@ int main(int argc, char **argv) {
     grpc = !strcmp(mode, "grpc");
     h2 = grpc || !strcmp(mode, "h2");
     want_body = num("body", num("size", 256));
+    any_octets = num("any", 0);
     life = num("life", 0);
     tls = load_tls();
     init_request();

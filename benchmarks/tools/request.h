@@ -61,8 +61,8 @@ static void init_request(void) {
     else {
         int d = snprintf(path, sizeof path, "%s", arg("path", "/api/v1/orders/"));
         if (path_count > 1) path_digits = path + d;
-        snprintf(path + d, sizeof path - d, "%s?expand=items%s%s", path_count > 1 ? "00" : "42",
-            arg("size", 0) ? "&size=" : "", arg("size", ""));
+        snprintf(path + d, sizeof path - d, "%s?expand=items%s%s%s%s", path_count > 1 ? "00" : "42",
+            arg("size", 0) ? "&size=" : "", arg("size", ""), arg("file", 0) ? "&file=" : "", arg("file", ""));
     }
     request_size = snprintf(request, sizeof request,
         "GET %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: python-httpx/0.27.0\r\nAccept: "

@@ -1,5 +1,6 @@
-// upstream PORT_H1 PORT_H2: the server behind every proxy under test, one thread, loopback only.
-// HTTP/1.1 port: 200 with about 480 bytes (256 of body), or a body of N bytes for a target with "size=N"; an empty
+// upstream PORT_H1 PORT_H2 [FILE...]: the server behind every proxy under test, one thread, loopback only.
+// HTTP/1.1 port: 200 with about 480 bytes (256 of body), or a body of N bytes for a target with "size=N", or the Nth FILE
+// (from 0) for one with "file=N"; an empty
 // one for a POST to /v1/..., which is a valid answer of an OTLP collector that swallows what it gets.
 // HTTP/2 port (cleartext, prior knowledge): answers each stream as a gRPC unary call with a 64 byte message.
 #define _GNU_SOURCE
@@ -17,7 +18,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum { BODY_MAX = 4 << 20, IN_MAX = 128 << 10, MSG = 64 };
+enum { BODY_MAX = 4 << 20, FILES_MAX = 16, IN_MAX = 128 << 10, MSG = 64 };
 
 typedef struct {
     int fd, h2, preface, want_out;
@@ -28,8 +29,9 @@ typedef struct {
     char *out, in[IN_MAX];
 } Conn;
 
-static int epoll, one = 1;
-static char body[BODY_MAX];
+static int epoll, one = 1, files;
+static char body[BODY_MAX], *file[FILES_MAX];
+static size_t file_size[FILES_MAX];
 
 static void put(Conn *c, const void *p, size_t n) {
     if (c->out_size + n > c->out_cap) {
@@ -62,7 +64,7 @@ static int flush(Conn *c) {
     return 1;
 }
 
-static void answer_h1(Conn *c, size_t len) {
+static void answer_h1(Conn *c, const char *from, size_t len) {
     char head[512];
     int n = snprintf(head, sizeof head,
         "HTTP/1.1 200 OK\r\nServer: upstream/1.0\r\nDate: Thu, 20 Nov 2025 22:46:55 GMT\r\nContent-Type: "
@@ -71,7 +73,7 @@ static void answer_h1(Conn *c, size_t len) {
         "Accept-Encoding\r\n\r\n",
         len);
     put(c, head, n);
-    put(c, body, len);
+    put(c, from, len);
 }
 
 static int feed_h1(Conn *c) {
@@ -87,12 +89,16 @@ static int feed_h1(Conn *c) {
         if (!end) break;
         char *line = memchr(s, '\n', end - s + 2), keep = *end;
         *end = 0;
-        char *size = memmem(s, line - s, "size=", 5), *cl = *s == 'P' ? strcasestr(s, "\ncontent-length:") : 0;
+        char *nth = memmem(s, line - s, "file=", 5), *size = memmem(s, line - s, "size=", 5), *cl = *s == 'P' ? strcasestr(s, "\ncontent-length:") : 0;
         size_t len = size ? strtoul(size + 5, 0, 10) : !strncmp(s, "POST /v1/", 9) ? 0 : 256;
         c->skip = cl ? strtoul(cl + 16, 0, 10) : 0;
         *end = keep;
         off = end + 4 - c->in;
-        answer_h1(c, len > BODY_MAX ? BODY_MAX : len);
+        int k = nth ? atoi(nth + 5) : -1;
+        if (k >= 0 && k < files)
+            answer_h1(c, file[k], file_size[k]);
+        else
+            answer_h1(c, body, len > BODY_MAX ? BODY_MAX : len);
     }
     memmove(c->in, c->in + off, c->n - off);
     c->n -= off;
@@ -195,6 +201,16 @@ int main(int ac, char **av) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     signal(SIGPIPE, SIG_IGN);
     memset(body, 'x', sizeof body);
+    for (; files < ac - 3 && files < FILES_MAX; files++) {
+        FILE *f = fopen(av[3 + files], "rb");
+        file[files] = malloc(BODY_MAX);
+        if (!f || !file[files]) {
+            perror(av[3 + files]);
+            return 1;
+        }
+        file_size[files] = fread(file[files], 1, BODY_MAX, f);
+        fclose(f);
+    }
     epoll = epoll_create1(0);
     int l[2] = {listen_on(atoi(av[1]), 0), listen_on(atoi(av[2]), 1)};
     struct epoll_event evs[256];

@@ -30,6 +30,8 @@ def add(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--checkpoint", metavar="FILE", action="append", default=[], help="a checkpoint that was kept elsewhere; repeatable"
     )
+    parser.add_argument("--all-keys", action="store_true", help="each checkpoint has to be signed by every key, not by one of them")
+    parser.add_argument("--fleet", action="store_true", help="also against the checkpoints in the fleet's store (needs --config)")
     parser.add_argument("--json", action="store_true", help="a JSON document instead of text")
     parser.set_defaults(run=verify)
     parser = subparsers.add_parser("prove", help="an inclusion proof of one entry, as JSON")
@@ -46,6 +48,7 @@ def add(subparsers: Subparsers) -> None:
     parser.add_argument("file", metavar="FILE")
     parser.add_argument("--name", metavar="NAME", help="as in ledger.checkpoints.name")
     parser.add_argument("--trust-domain", default="localhost", help="for the default name")
+    parser.add_argument("--post-quantum", action="store_true", help="ML-DSA-44, for checkpoints.post_quantum_key")
     parser.add_argument("--show", action="store_true", help="only print the public part of an existing key")
     parser.set_defaults(run=key)
 
@@ -79,8 +82,10 @@ def verify(options: argparse.Namespace) -> int:
     directory = place_of(options)
     known = verifiers(options.key, directory)
     held = [(name, Path(name).read_text("utf-8")) for name in options.checkpoint]
+    if options.fleet:
+        held += _held_in_fleet(options, known)
     started = time.perf_counter()
-    report = verify_ledger(directory, known, held)
+    report = verify_ledger(directory, known, held, every=options.all_keys)
     took_s = time.perf_counter() - started
     if not report.shards:
         raise MeshguardError(f"{directory}: no shard of a ledger is here")
@@ -115,6 +120,19 @@ def verify(options: argparse.Namespace) -> int:
         return 0
     print(f"NOT GOOD: {rate}")
     return 1
+
+
+def _held_in_fleet(options: argparse.Namespace, known: Sequence[NoteVerifier]) -> list[tuple[str, str]]:
+    from meshguard.cli.fleet_store import fleet_of, with_store
+    from meshguard.control.fleet.checkpoints import held_checkpoints
+
+    if options.config is None:
+        raise MeshguardError("--fleet needs --config: a configuration with a `fleet` section")
+    fleet = fleet_of(options.config)
+    held = with_store(fleet, lambda store: held_checkpoints(store, fleet.config, known))
+    if not held:
+        raise MeshguardError("the fleet's store holds no checkpoint of this ledger's key")
+    return held
 
 
 def _structured(shard: ShardReport) -> dict[str, Any]:
@@ -205,7 +223,7 @@ def key(options: argparse.Namespace) -> int:
 
     path = Path(options.file)
     try:
-        made = read_key(path) if options.show else make_key(path)
+        made = read_key(path) if options.show else make_key(path, quantum=options.post_quantum)
     except FileExistsError as exc:
         raise MeshguardError(f"{path}: exists already; --show prints its public part") from exc
     print(NoteSigner(options.name or default_name(options.trust_domain, made), made).verifier.render())

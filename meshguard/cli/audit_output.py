@@ -8,6 +8,8 @@ from __future__ import annotations
 import csv
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import islice
 from typing import Any, TextIO
 
 from meshguard.model.errors import MeshguardError
@@ -18,7 +20,11 @@ COLUMNS = (
     *("time", "verdict", "status", "method", "path", "principal", "rule", "reason", "near_miss", "duration_us", "upstream", "listener"),
     *("route", "host", "protocol", "address", "trace_id", "policy_digest", "id", "ledger", "event"),
 )
+_ROWS = 20_000
+"""Of a row group in Parquet: what is in memory at once."""
 _SHOWN = (("time", 23), ("verdict", 7), ("status", 6), ("method", 7), ("path", 34), ("principal", 34), ("why", 30), ("ms", 8), ("id", 18))
+_FIRST = ("action", "outcome", "target", "code", "name", "keyset", "version")
+"""What an event is about stands first."""
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -26,6 +32,13 @@ def plain(text: object) -> str:
     """The text with what a terminal could take for a command spelled out."""
     shown = str(text)
     return shown if shown.isprintable() else "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in shown)
+
+
+def _told(key: str, value: object) -> object:
+    """A value of an event as people read it: moments as such, lists with commas."""
+    if key in ("since", "until", "expires", "not_after") and isinstance(value, int):
+        return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if value else "-"
+    return " ".join(map(str, value)) if isinstance(value, list) else value
 
 
 def flat(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,13 +80,14 @@ class Table:
         self._headed = False
 
     def add(self, entry: Mapping[str, Any]) -> None:
+        if "event" in entry:
+            keys = sorted(entry["data"], key=lambda key: (_FIRST.index(key) if key in _FIRST else len(_FIRST), key))
+            data = ", ".join(f"{key}={_told(key, entry['data'][key])}" for key in keys if entry["data"][key] not in ("", None))
+            self._out.write(f"{entry['time'][:23]} {plain(entry['event'])}  {plain(data)}\n")
+            return
         if not self._headed:
             self._headed = True
             self._line({name: name for name, _ in _SHOWN})
-        if "event" in entry:
-            data = ", ".join(f"{key}={value}" for key, value in entry["data"].items())
-            self._out.write(f"{entry['time'][:23]} {plain(entry['event'])}  {plain(data)}\n")
-            return
         row = flat(entry)
         why = row["rule"] or row["reason"]
         if row["near_miss"]:
@@ -112,10 +126,12 @@ def write_parquet(entries: Iterable[Mapping[str, Any]], path: str) -> None:
         from pyarrow import parquet
     except ImportError as exc:
         raise MeshguardError("Parquet needs pyarrow: pip install 'meshguard[parquet]'") from exc
-    rows = [flat(entry) for entry in entries]
     numbers = {"status": pyarrow.int32(), "duration_us": pyarrow.int64()}
     schema = pyarrow.schema([(name, numbers.get(name, pyarrow.string())) for name in COLUMNS])
-    parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), path, compression="zstd")
+    rest = iter(entries)
+    with parquet.ParquetWriter(path, schema, compression="zstd") as file:
+        while rows := [flat(entry) for entry in islice(rest, _ROWS)]:
+            file.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
 
 
 def spark(values: Sequence[int]) -> str:

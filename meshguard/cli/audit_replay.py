@@ -1,7 +1,7 @@
 """`meshguard audit replay`, and what `meshguard explain` shares with it: decisions on record put to another policy.
 
-The evaluator is the data plane's own. What the record does not hold (header fields, token claims) cannot be put to the policy: a decision
-that hangs on it is said to be uncertain, never guessed.
+The evaluator is the data plane's own. What the record does not hold (header fields, token claims, bodies) cannot be put to the policy: a
+decision that hangs on it is said to be uncertain, never guessed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Replayed", "add", "load_policies", "replay_entry"]
 
-_UNSEEN = frozenset(("header", "claim", "expression"))
+_UNSEEN = frozenset(("header", "claim", "expression", "body"))
 
 
 _Change = tuple[str, str, str, str, str, str, str, str]
@@ -80,6 +80,9 @@ def replay_entry(policy: CompiledPolicy, entry: Mapping[str, Any]) -> Replayed |
         failed = {"claim" if "a token may give" in wanted else condition for condition, wanted in account.failed}
         if failed and failed <= _UNSEEN:
             unseen |= failed
+    on_body = {rule.id for rule in policy.rules if rule.needs_body} if any(rule.needs_body for rule in policy.rules) else set()
+    if any(account.rule_id in on_body for account in told.matching):
+        unseen.add("body")  # a deny rule matches what it cannot read
     return Replayed(told, tuple(sorted(unseen)))
 
 

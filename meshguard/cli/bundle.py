@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import hashlib
 import json
 import os
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from meshguard.model.durations import seconds_of
 from meshguard.model.errors import MeshguardError
 
 if TYPE_CHECKING:
@@ -29,9 +32,9 @@ examples:
   meshguard bundle sign shop.json --key release.key
   meshguard bundle verify shop.json --key release.pub --key security.pub --threshold 2
   meshguard bundle push shop.json /var/www/bundles/shop.json
+  meshguard bundle push shop.json fleet:prod --config sidecar.yaml
   meshguard bundle build emergency/ --name shop --version 7 --break-glass "payment outage 4711" --until 2h --out glass.json
 """
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -45,6 +48,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     commands = parser.add_subparsers(dest="bundle_command", metavar="COMMAND", required=True)
     build = commands.add_parser("build", help="compile the documents, run their tests, write an unsigned bundle")
     build.add_argument("files", nargs="+", type=Path, metavar="FILE", help="policy documents, or directories of them")
+    build.add_argument(
+        "--include", action="append", default=[], type=Path, metavar="FILE", help="carry this file too: a contract that nodes validate by"
+    )
     build.add_argument("--name", required=True, help="what the nodes of one mesh or environment agree on")
     build.add_argument("--version", required=True, type=_version, metavar="N", help="goes forward only")
     build.add_argument("--expires", type=_duration, default=90 * 86400.0, metavar="TIME", help="after which no node takes it (default 90d)")
@@ -66,8 +72,10 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     verify.set_defaults(run=_verify)
     push = commands.add_parser("push", help="put it where nodes look, whole or not at all")
     push.add_argument("file", type=Path, metavar="FILE")
-    push.add_argument("to", metavar="PATH_OR_URL", help="a file, replaced atomically, or an https URL that takes PUT")
+    what = "a file, replaced atomically, an https URL that takes PUT, or fleet:KEY in the fleet's store"
+    push.add_argument("to", metavar="PATH_OR_URL", help=what)
     push.add_argument("--token-file", type=Path, metavar="FILE", help="bearer token for the URL")
+    push.add_argument("--config", type=Path, metavar="FILE", help="with a `fleet` section: where the store is")
     push.set_defaults(run=_push)
 
 
@@ -78,9 +86,8 @@ def _version(text: str) -> int:
 
 
 def _duration(text: str) -> float:
-    number, unit = (text[:-1], text[-1]) if text[-1:] in _UNITS else (text, "s")
     try:
-        seconds = float(number) * _UNITS[unit]
+        seconds = float(text) if text.isdecimal() else seconds_of(text)
     except ValueError:
         seconds = 0.0
     if not 0 < seconds <= 3660 * 86400:
@@ -110,13 +117,39 @@ def _build(options: argparse.Namespace) -> int:
         if name in documents:
             raise MeshguardError(f"two documents are called {name}")
         documents[name] = path.read_text("utf-8")
+    files = _named_files(found, documents)
+    for path in options.include:
+        name = next((path.relative_to(root).as_posix() for root in options.files if root.is_dir() and path.is_relative_to(root)), path.name)
+        if files.setdefault(name, path.read_bytes()) != path.read_bytes() or name in documents:
+            raise MeshguardError(f"two files are called {name}")
     now = float(int(time.time()))
     glass = {"reason": options.break_glass, "until": now + options.until} if options.until is not None else {}
-    bundle = Bundle(options.name, options.version, now, now + options.expires, documents, **glass)
+    bundle = Bundle(options.name, options.version, now, now + options.expires, documents, files=files, **glass)
     _write(options.out, encode(bundle).encode())
-    done = f"{len(documents)} documents, {len(run.results)} tests passed, not signed yet"
+    carried = f"{len(files)} files, " if files else ""
+    done = f"{len(documents)} documents, {carried}{len(run.results)} tests passed, not signed yet"
     print(f"{options.out}: {bundle.name} version {bundle.version}, {done}")
     return 0
+
+
+def _named_files(found: Sequence[Path], documents: Mapping[str, str]) -> dict[str, bytes]:
+    """The descriptor sets that the documents name, by their names in the bundle: beside the document, as on disk."""
+    from posixpath import normpath
+
+    from meshguard.policy.documents import PolicyDocument
+    from meshguard.sources.documents import load_documents
+
+    files: dict[str, bytes] = {}
+    loaded = load_documents(found, PolicyDocument)
+    for document, path, name in zip(loaded, found, documents, strict=True):
+        rules = [rule.body.protobuf.descriptor for rule in document.value.rules if rule.body is not None and rule.body.protobuf is not None]
+        fields = [entry["protobuf"].get("descriptor") for entry in document.value.fields if isinstance(entry.get("protobuf"), Mapping)]
+        for descriptor in dict.fromkeys((*rules, *(each for each in fields if isinstance(each, str)))):
+            carried = normpath(f"{name.rpartition('/')[0]}/{descriptor}" if "/" in name else descriptor)
+            if carried.startswith(("..", "/")):
+                raise MeshguardError(f"{path}: {descriptor} leads out of the bundle: put it beside the documents")
+            files[carried] = (path.parent / descriptor).read_bytes()
+    return files
 
 
 def _sign(options: argparse.Namespace) -> int:
@@ -158,12 +191,15 @@ def _show(options: argparse.Namespace, bundle: Bundle) -> None:
         "expires": _time(bundle.expires),
         "signers": sorted(bundle.signers),
         "documents": list(bundle.documents),
+        "files": {name: "sha256:" + hashlib.sha256(data).hexdigest() for name, data in bundle.files.items()},
         "break_glass": {"reason": bundle.reason, "until": _time(bundle.until)} if bundle.is_break_glass else None,
     }
     if options.json:
         print(json.dumps(told, indent=2))
         return
     print(f"{bundle.name} version {bundle.version}, {bundle.digest}")
+    for name, data in bundle.files.items():
+        print(f"carries {name}, sha256:{hashlib.sha256(data).hexdigest()}")
     print(f"expires {told['expires']}, signed by {', '.join(key[:16] for key in sorted(bundle.signers))}")
     if bundle.is_break_glass:
         print(f"break-glass until {_time(bundle.until)}: {bundle.reason}")
@@ -171,6 +207,8 @@ def _show(options: argparse.Namespace, bundle: Bundle) -> None:
 
 def _push(options: argparse.Namespace) -> int:
     data = options.file.read_bytes()
+    if options.to.startswith("fleet:"):
+        return _push_to_fleet(options, data)
     if "://" not in options.to:
         _write(Path(options.to), data)
         print(f"{options.to}: {len(data)} octets")
@@ -201,6 +239,26 @@ def _push(options: argparse.Namespace) -> int:
     if answer.status >= 300:
         raise MeshguardError(f"{options.to}: status {answer.status}")
     print(f"{options.to}: {len(data)} octets, status {answer.status}")
+    return 0
+
+
+def _push_to_fleet(options: argparse.Namespace, data: bytes) -> int:
+    from meshguard.cli.fleet_store import fleet_of, with_store
+    from meshguard.integrity.bundle import PAYLOAD_TYPE
+    from meshguard.integrity.dsse import parse_envelope
+    from meshguard.sources.nats_store import Store
+
+    if options.config is None:
+        raise MeshguardError("fleet:KEY needs --config: a configuration with a `fleet` section, or a document with only that section")
+    if not parse_envelope(data, PAYLOAD_TYPE).signatures:
+        raise MeshguardError(f"{options.file}: not signed, no instance would take it")
+    fleet, key = fleet_of(options.config), options.to.removeprefix("fleet:")
+
+    async def work(store: Store) -> int:
+        return await (await store.bucket(fleet.config.buckets.bundles)).put(key, data)
+
+    revision = with_store(fleet, work)
+    print(f"{options.to}: {len(data)} octets, revision {revision}; `meshguard fleet status` shows who enforces it")
     return 0
 
 

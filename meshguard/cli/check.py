@@ -18,18 +18,20 @@ from typing import TYPE_CHECKING, Any
 from meshguard.model.errors import DocumentError, Problem
 
 if TYPE_CHECKING:
+    from meshguard.control.policies import LoadedPolicy
     from meshguard.control.settings.load import LoadedConfiguration
     from meshguard.sources.documents import Document
 
-__all__ = ["CONFIG_KEYS", "POLICY_KEYS", "register"]
+__all__ = ["CONFIG_KEYS", "POLICY_KEYS", "annotation", "register"]
 
 CONFIG_KEYS = frozenset(
     (
         *("profile", "identity", "jwt", "listeners", "clusters", "policies", "keys"),
         *("decision_log", "telemetry", "admin", "limits", "drain_s"),
-        *("quarantine", "bundle"),
+        *("quarantine", "bundle", "fleet"),
         *("workers", "restart_s"),
         *("ledger",),
+        *("packs", "shadow"),
     )
 )
 POLICY_KEYS = frozenset(("roles", "rules", "fields", "tests"))
@@ -41,6 +43,9 @@ examples:
   meshguard check --format github *.yaml         annotations on the lines of a pull request
   meshguard check --show-effective sidecar.yaml  every value in force and where it comes from
   meshguard check --profiles                     what strict, migration and development mean
+  meshguard check --pack pci-dss-4.0 sidecar.yaml            put it to a control pack
+  meshguard check --pack list                                which packs there are, with their controls
+  meshguard check --pack mesh-hardening --format sarif sidecar.yaml > findings.sarif
 
 exit code: 0 no problem, 1 problems, 2 wrong usage or a file that cannot be read
 """
@@ -66,6 +71,7 @@ class Report:
     rules: int = 0
     unreadable: bool = False
     covered: set[Path] = field(default_factory=set)
+    subjects: list[tuple[LoadedConfiguration | None, LoadedPolicy | None]] = field(default_factory=list)
 
 _TOLD = ("column", "expected", "file", "line", "nearest", "path", "value")
 
@@ -81,11 +87,13 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("file", nargs="*", help="configurations, policies, or directories of policies")
     parser.add_argument("--kind", choices=("auto", "config", "policy"), default="auto", help="default: told apart by their keys")
-    parser.add_argument("--format", choices=("text", "json", "github"), default="text", help="form of the output (default: text)")
+    parser.add_argument("--format", choices=("text", "json", "github", "sarif"), default="text", help="form of the output (default: text)")
     parser.add_argument("--json", dest="format", action="store_const", const="json", help="same as --format json")
     parser.add_argument("--no-files", dest="files", action="store_false", help="certificates and keys need not exist on this machine")
     parser.add_argument("--show-effective", action="store_true", help="print the effective configuration with the origin of each value")
     parser.add_argument("--profiles", action="store_true", help="print what each profile sets and permits")
+    parser.add_argument("--pack", metavar="NAME", action="append", default=[], help="a control pack to judge by, or `list`; repeatable")
+    parser.add_argument("--observed", type=Path, metavar="FILE", help="decision log (JSON lines): which permissions are used (with --pack)")
     parser.set_defaults(run=run, parser=parser)
 
 
@@ -95,11 +103,23 @@ def run(options: argparse.Namespace) -> int:
         _print_profiles()
         if not options.file:
             return 0
+    if "list" in options.pack:
+        from meshguard.cli.check_packs import print_packs
+
+        print_packs(options.format)
+        return 0
     if not options.file:
         options.parser.print_usage(sys.stderr)
         print("meshguard check: name at least one file", file=sys.stderr)
         return 2
+    if options.format == "sarif" and not options.pack:
+        print("meshguard check: --format sarif goes with --pack NAME", file=sys.stderr)
+        return 2
     report = check([Path(name) for name in options.file], kind=options.kind, files=options.files)
+    if options.pack and not report.problems:
+        from meshguard.cli.check_packs import judge_by
+
+        return judge_by(report.subjects, options.pack, options.observed, options.format)
     if options.format == "json":
         print(json.dumps(_as_json(report, effective=options.show_effective), indent=2, ensure_ascii=False))
     elif options.format == "github":
@@ -148,7 +168,7 @@ def check(paths: Sequence[Path], *, kind: str = "auto", files: bool = True, envi
             )
     alone = [document for document in policies if Path(document.file).resolve() not in report.covered]
     if alone:
-        _check_policies(alone, None, report, environment)
+        report.subjects.append((None, _check_policies(alone, None, report, environment)))
     return report
 
 
@@ -186,15 +206,24 @@ def _check_configuration(document: Document, path: Path, report: Report, files: 
         from meshguard.control.contracts import load_contracts
 
         try:
-            load_contracts(loaded.configuration)
+            load_contracts(loaded.configuration, None)
         except DocumentError as exc:
             report.problems.extend(exc.problems)
-    _check_policies(loaded.configuration.policies, list(loaded.configuration.keys), report, environment)
+    policy = None
+    if loaded.configuration.policies:
+        policy = _check_policies(loaded.configuration.policies, list(loaded.configuration.keys), report, environment)
+    if loaded.configuration.shadow is not None:
+        _check_policies(loaded.configuration.shadow.policies, list(loaded.configuration.keys), report, environment)
+    report.subjects.append((loaded, policy))
+    if loaded.configuration.packs and policy is not None:
+        from meshguard.cli.check_packs import violations
+
+        report.notes.extend(Note(problem.file, text, problem.line) for problem, text in violations(loaded, policy))
 
 
 def _check_policies(
     paths: Sequence[Path | Document], keysets: Sequence[str] | None, report: Report, environment: Mapping[str, str] | None
-) -> None:
+) -> LoadedPolicy | None:
     from meshguard.control.policies import load_policy
     from meshguard.sources.documents import find_documents
 
@@ -203,12 +232,13 @@ def _check_policies(
         loaded = load_policy([_near(item) if isinstance(item, Path) else item for item in paths], keysets=keysets, environment=environment)
     except DocumentError as exc:
         report.problems.extend(exc.problems)
-        return
+        return None
     report.documents.extend((document.file, "policy") for document in loaded.documents)
     report.rules += loaded.compiled.rule_count
     report.notes.extend(
         Note(warning.file, f"{warning.path}: worth a look, not {warning.expected}", warning.line) for warning in loaded.warnings
     )
+    return loaded
 
 
 def _near(path: Path) -> Path:
@@ -261,12 +291,16 @@ def _print_github(report: Report) -> None:
         message = f"{problem.path or '(document)'}: expected {problem.expected}"
         message += f", got {problem.value}" if problem.value else ""
         message += f"; did you mean {problem.nearest}?" if problem.nearest else ""
-        place = f",line={problem.line}" if problem.line else ""
-        place += f",col={problem.column}" if problem.column else ""
-        print(f"::error file={_property(problem.file)}{place},title=meshguard::{_data(message)}")
+        print(annotation("error", problem.file, problem.line, problem.column, message))
     for note in report.notes:
-        place = f",line={note.line}" if note.line else ""
-        print(f"::warning file={_property(note.file)}{place},title=meshguard::{_data(note.text)}")
+        print(annotation("warning", note.file, note.line, 0, note.text))
+
+
+def annotation(level: str, file: str, line: int, column: int, message: str) -> str:
+    """One workflow command."""
+    place = f",line={line}" if line else ""
+    place += f",col={column}" if column else ""
+    return f"::{level} file={_property(file)}{place},title=meshguard::{_data(message)}"
 
 
 def _data(text: str) -> str:

@@ -41,6 +41,7 @@ def run(options: argparse.Namespace) -> int:
     import orjson
 
     from meshguard.cli.audit_replay import load_policies, replay_entry
+    from meshguard.cli.containment import containment
     from meshguard.storage.index import Index
     from meshguard.storage.query import Filter, entries
 
@@ -50,6 +51,7 @@ def run(options: argparse.Namespace) -> int:
     with Index(place_of(options)) as index:
         index.update()
         found = [entry for _, entry in entries(index, Filter(trace=name) if traced else Filter(id=name), limit=100)]
+        contained = {entry["id"]: list(containment(index, entry)) for entry in found if not options.json}
     if not found:
         raise MeshguardError(f"no decision has the {'trace' if traced else 'id'} {name}")
     for number, entry in enumerate(reversed(found)):
@@ -61,6 +63,8 @@ def run(options: argparse.Namespace) -> int:
         if number:
             print()
         print("\n".join(_words(entry)))
+        for line in contained.get(entry["id"], ()):
+            print(line)
         if policy is not None:
             print(f"\nunder the policy {policy.digest[:19]}…:")
             if replayed is None:
@@ -78,11 +82,21 @@ def _words(entry: Mapping[str, Any]) -> list[str]:
     call = f"{plain(what.get('method') or '?')} {plain(what.get('path') or '(no readable target)')}"
     lines = [f"{entry['time']}  {entry['id']}", f"{caller} asked for {call} at {plain(what.get('host') or '-')}"]
     lines.append({"allow": _allowed, "deny": _denied, "refuse": _refused}.get(why.get("verdict", ""), _failed)(why))
+    if why.get("body"):
+        lines.append("the body was judged; it is not on record")
     near = why.get("near_miss")
     if near:
         lines.append(f"the nearest rule was {plain(near['rule'])}: it failed by {plain(near['condition'])}{_detail(near)}")
     for shadow in why.get("shadow", ()):
         lines.append(f"shadow rule {plain(shadow['rule'])}: {plain(shadow['effect']).replace('_', ' ')}")
+    candidate = entry.get("candidate")
+    if candidate:
+        by = plain(candidate.get("rule") or candidate.get("reason") or "-")
+        lines.append(f"the candidate policy {plain(candidate['effect']).replace('_', ' ')}: {by}")
+    for verb in ("violated", "satisfied"):
+        cited = (entry.get("controls") or {}).get(verb)
+        if cited:
+            lines.append(f"controls {verb}: {', '.join(map(plain, cited))}")
     for act in entry.get("fields", ()):
         key = f" with {plain(act['keyset'])} version {act['version']}" if "keyset" in act else ""
         lines.append(f"field {plain(act['field'])}: {plain(act['operation'])} {act['count']} times{key}")
@@ -134,4 +148,8 @@ def _outcome(outcome: Mapping[str, Any]) -> str:
     status = f"answered {outcome['status']}" if outcome.get("status") else "no answer was sent"
     upstream = f" by {plain(outcome['upstream'])}" if outcome.get("upstream") else ""
     early = f", ended early by {plain(outcome['aborted'])}" if outcome.get("aborted") else ""
+    fallback = outcome.get("fallback")
+    if fallback:
+        instead = f"by cluster {plain(fallback['cluster'])}" if "cluster" in fallback else "by a fixed answer"
+        upstream += f" (the route's fallback {instead}, because {plain(fallback['because'])})"
     return f"{status}{upstream} after {outcome.get('duration_us', 0) / 1000:.1f} ms{early}"

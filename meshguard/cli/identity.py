@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from meshguard.model.durations import seconds_of
 from meshguard.model.errors import DocumentError, IdentityError, MeshguardError
 
 if TYPE_CHECKING:
@@ -304,10 +305,9 @@ def _write(directory: Path, material: Material, bundle: tuple[bytes, ...]) -> No
 
 
 def _duration(text: str) -> float:
-    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
     try:
-        value = float(text[:-1]) * units[text[-1:]]
-    except (KeyError, ValueError):
+        value = seconds_of(text)
+    except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a time: expected a number with s, m, h or d") from None
     if not 1 <= value <= 365 * 86400:
         raise argparse.ArgumentTypeError(f"{text!r} is not between 1s and 365d")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from meshguard.model.durations import seconds_of
 from meshguard.model.errors import MeshguardError, UsageError
 
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["add_filter", "add_place", "filter_of", "moment_us", "place_of"]
 
-_AGO = re.compile(r"(\d{1,9})(s|m|h|d|w)\Z")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 def add_place(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +59,7 @@ def add_filter(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--since", metavar="TIME", help="RFC 3339, a date, or an age such as 15m, 2h, 7d")
     group.add_argument("--until", metavar="TIME")
     group.add_argument("--events", action="store_true", help="events of the proxy and the ledger instead of decisions")
+    group.add_argument("--event", default="", metavar="NAME", help="events of this name: quarantine, bundle, break_glass, reload, ...")
 
 
 def filter_of(options: argparse.Namespace) -> Filter:
@@ -81,14 +81,14 @@ def filter_of(options: argparse.Namespace) -> Filter:
         since=moment_us(options.since, now) if options.since else None,
         until=moment_us(options.until, now) if options.until else None,
         events=options.events,
+        event=options.event,
     )
 
 
 def moment_us(text: str, now: float) -> int:
     """Epoch microseconds of a time as people write it. Raises MeshguardError."""
-    age = _AGO.match(text)
-    if age is not None:
-        return int((now - int(age[1]) * _SECONDS[age[2]]) * 1e6)
+    with suppress(ValueError):
+        return int((now - seconds_of(text)) * 1e6)
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as exc:

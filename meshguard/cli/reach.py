@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from meshguard.policy.reach import Edge
 
-__all__ = ["register"]
+__all__ = ["call_of", "register"]
 
 _EXAMPLES = """\
 examples:
@@ -49,7 +49,7 @@ def _run(options: argparse.Namespace) -> int:
 
     edges = reach(load_policy(options.files).compiled, readings_of)
     if options.observed is not None:
-        edges = observed_edges(edges, map(_call, calls_of(options.observed)))
+        edges = observed_edges(edges, map(call_of, calls_of(options.observed)))
     unused = [edge for edge in edges if edge.seen == 0]
     if options.unused:
         edges = unused
@@ -57,7 +57,8 @@ def _run(options: argparse.Namespace) -> int:
     return int(options.fail_unused and bool(unused))
 
 
-def _call(record: dict[str, Any]) -> tuple[str, str, str, str]:
+def call_of(record: dict[str, Any]) -> tuple[str, str, str, str]:
+    """Principal, method, path and host of a decision record."""
     what = record["what"]
     return ((record.get("who") or {}).get("principal") or "", what["method"], what["path"], str(what.get("host", "")))
 

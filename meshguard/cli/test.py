@@ -9,18 +9,22 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+from meshguard.model.errors import MeshguardError
+
 if TYPE_CHECKING:
+    from meshguard.policy.bodies import Body, Messages, Reading
     from meshguard.policy.compiled import CompiledPolicy
-    from meshguard.policy.documents import PolicyDocument
+    from meshguard.policy.documents import PolicyDocument, TestRequestDocument
     from meshguard.policy.testing import TestResult, TestRun
 
 __all__ = ["register", "run_files"]
 
+_TESTED_BYTES = 1 << 20
 _EXAMPLES = """\
 examples:
   meshguard test policies/
@@ -50,7 +54,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from meshguard.policy.testing import run_tests
 
     policy, documents, files = _load(arguments.files)
-    run = run_tests(policy, documents, files, _canonicalise, time.time())
+    run = run_tests(policy, documents, files, _canonicalise, time.time(), _bodies)
     if arguments.junit is not None:
         _write_junit(run, arguments.junit)
     if arguments.json:
@@ -68,7 +72,7 @@ def run_files(paths: Sequence[Path]) -> TestRun:
     from meshguard.policy.testing import run_tests
 
     policy, documents, files = _load(paths)
-    return run_tests(policy, documents, files, _canonicalise, time.time())
+    return run_tests(policy, documents, files, _canonicalise, time.time(), _bodies)
 
 
 def _load(paths: Sequence[Path]) -> tuple[CompiledPolicy, list[PolicyDocument], list[str]]:
@@ -89,6 +93,34 @@ def _canonicalise(target: str) -> tuple[str, tuple[str, ...]]:
         raise RequestError(AMBIGUOUS_TARGET, "a target as it is sent has ASCII characters only: percent-encode it")
     canonical = canonicalise(target.encode("ascii"))
     return canonical.path, canonical.readings
+
+
+def _bodies(path: str, request: TestRequestDocument) -> Callable[[Sequence[Reading]], Body]:
+    """The reader of a tested request's body, that of the data plane."""
+    from meshguard.pipeline.bodies import BodyReader, kind_of
+
+    headers = {"content-type": ["application/json"], **request.headers}
+    media_type = headers["content-type"][0] if headers["content-type"] else ""
+
+    def read(readings: Sequence[Reading]) -> Body:
+        octets = request.body.encode() if isinstance(request.body, str) else json.dumps(request.body, ensure_ascii=False).encode()
+        messages = next((reading.messages for reading in readings if reading.messages is not None), None)
+        if kind_of(media_type) == "protobuf" and messages is not None and isinstance(request.body, dict):
+            octets = _message(messages, path, request.body, framed=media_type.startswith("application/grpc"))
+        return BodyReader(path, lambda name: list(headers.get(name, ())), octets, _TESTED_BYTES).read(readings)
+
+    return read
+
+
+def _message(messages: Messages, path: str, values: dict[str, Any], *, framed: bool) -> bytes:
+    """The values of a test as the message that a client would send."""
+    try:
+        message = messages.write(path, values)
+    except LookupError:
+        return b"\xff"  # no method with one message: no rule can read what is sent there
+    except ValueError as exc:
+        raise MeshguardError(f"the body of a test of {path}: expected {exc}") from None
+    return b"\0" + len(message).to_bytes(4, "big") + message if framed else message
 
 
 def _print(run: TestRun, policy: CompiledPolicy) -> None:

@@ -321,6 +321,8 @@ class AdminServer:
             }
             if status.keys:
                 told["keys"] = {name: {key: self._shown(value) for key, value in items.items()} for name, items in status.keys.items()}
+            if status.fleet:
+                told["fleet"] = {key: self._shown(value) for key, value in status.fleet.items()}
             told["draining"] = status.draining
             told["active"] = status.active
             told["pid"] = os.getpid()

@@ -7,6 +7,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
+from meshguard.control.recording import Tell, bundle_told
+
 if TYPE_CHECKING:
     from meshguard.control.runtime import Runtime
     from meshguard.sources.bundles import BundleKeeper, Candidate
@@ -18,9 +20,10 @@ log = logging.getLogger(__name__)
 _LOOK_S = 0.5
 
 
-def keep(keeper: BundleKeeper, candidate: Candidate) -> None:
+def keep(keeper: BundleKeeper, candidate: Candidate, tell: Tell) -> None:
     """The bundle is in force: kept for the next start, and told; break-glass loudly."""
     bundle = candidate.bundle
+    _record(keeper, candidate, tell)
     try:
         keeper.commit(candidate)
     except OSError as exc:
@@ -30,6 +33,20 @@ def keep(keeper: BundleKeeper, candidate: Candidate) -> None:
         log.warning("break-glass in force", extra={"data": {**data, "reason": bundle.reason, "until": bundle.until}})
     else:
         log.info("bundle in force", extra={"data": {**data, "expires": bundle.expires}})
+
+
+def _record(keeper: BundleKeeper, candidate: Candidate, tell: Tell) -> None:
+    """On record once, when it comes into force; the end of break-glass too."""
+    before, bundle = keeper.enforced, candidate.bundle
+    if before is not None and before.digest == bundle.digest:
+        return
+    keeper.enforced = bundle
+    if before is not None and before.is_break_glass:
+        tell("break_glass", {"action": "end", **bundle_told(before), "reason": before.reason, "until": before.until})
+    if bundle.is_break_glass:
+        tell("break_glass", {"action": "begin", **bundle_told(bundle), "reason": bundle.reason, "until": bundle.until})
+    else:
+        tell("bundle", {"outcome": "accepted", **bundle_told(bundle), "expires": bundle.expires})
 
 
 async def end_break_glass(runtime: Runtime, reload: Callable[[str], Awaitable[object]]) -> None:

@@ -27,14 +27,14 @@ NewConnector: TypeAlias = Callable[[ClusterConfig, ClientTls | None], Connector]
 Prepared: TypeAlias = "tuple[DestinationSettings, Callable[[str], ClientTls | None], Callable[[ClientTls | None], Connector], AddressGuard]"
 
 
-def destination_settings(config: ClusterConfig) -> DestinationSettings:
-    """What bounds the destinations of a cluster without endpoints."""
+def destination_settings(config: ClusterConfig, workers: int = 1) -> DestinationSettings:
+    """What bounds the destinations of a cluster without endpoints; see `cluster_settings` for `workers`."""
     from meshguard.net.destinations import DestinationSettings
 
     chosen = config.destinations or DestinationsConfig()
     tls = config.tls
     return DestinationSettings(
-        cluster=cluster_settings(config),
+        cluster=cluster_settings(config, workers),
         authorities=tuple(chosen.authorities),
         default_port=chosen.default_port,
         address=chosen.address,
@@ -81,7 +81,9 @@ class DynamicClusters:
         self.by_name: dict[str, Destinations] = {}
         self._new_connector = new_connector
 
-    def prepare(self, configuration: Configuration, material: Material | None, trust: TrustStore | None) -> dict[str, Prepared]:
+    def prepare(
+        self, configuration: Configuration, material: Material | None, trust: TrustStore | None, workers: int = 1
+    ) -> dict[str, Prepared]:
         """Everything of a change that can fail. Raises ValueError, IdentityError, OSError."""
         configs = {name: config for name, config in configuration.clusters.items() if not config.endpoints}
         if not configs:
@@ -93,7 +95,7 @@ class DynamicClusters:
         own = [(address.host, address.port) for address in doors]
         return {
             name: (
-                destination_settings(config),
+                destination_settings(config, workers),
                 tls_by_host(config, material, trust, self._contained),
                 partial(self._new_connector, config),
                 AddressGuard(own, parse_networks((config.destinations or DestinationsConfig()).refuse_addresses)),

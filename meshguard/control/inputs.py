@@ -13,18 +13,19 @@ from typing import TYPE_CHECKING
 from meshguard.control.contracts import Contracts, contract_files, load_contracts
 from meshguard.control.keyring import Keyring, LoadedKeys
 from meshguard.control.policies import LoadedPolicy, load_policy
-from meshguard.control.settings.bundle import BundleConfig
 from meshguard.control.settings.configuration import Configuration
 from meshguard.control.settings.load import LoadedConfiguration
 from meshguard.model.errors import DocumentError, Problem
 from meshguard.policy.compiled import CompiledPolicy
 
 if TYPE_CHECKING:
+    from meshguard.control.shadow import ShadowPolicy
     from meshguard.fields.compile import CompiledFields
     from meshguard.fields.keyset import Keyset
-    from meshguard.sources.bundles import BundleKeeper, BundleSettings, Candidate
+    from meshguard.sources.bundles import BundleKeeper, Candidate
+    from meshguard.telemetry.controls import Citations
 
-__all__ = ["Inputs", "bundle_settings", "load_inputs"]
+__all__ = ["Inputs", "bundle_keeper", "load_inputs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,8 @@ class Inputs:
     keys: LoadedKeys
     contracts: Contracts
     candidate: Candidate | None = None  # the bundle that the policy came from
+    controls: Citations | None = None  # of the packs that the configuration names
+    shadow: ShadowPolicy | None = None  # the candidate beside the live policy
 
     @property
     def configuration(self) -> Configuration:
@@ -56,12 +59,10 @@ def load_inputs(
     keys = keyring.load(configuration.keys, create=create)
     candidate = None
     if configuration.bundle is not None:
-        from meshguard.sources.bundles import BundleKeeper
-
-        candidate, policy = _from_bundle(bundles or BundleKeeper(bundle_settings(configuration.bundle)), keys.keysets)
+        candidate, policy, contracts = _from_bundle(bundles or bundle_keeper(configuration), keys.keysets, configuration)
     else:
         policy = load_policy(configuration.policies, keysets=keys.keysets)
-    contracts = load_contracts(configuration)
+        contracts = load_contracts(configuration, {})
     files = [Path(loaded.document.file), *configuration.policies, *keys.files, *contract_files(configuration)]
     for listener in configuration.listeners.values():
         files += [path for path in (listener.certificate, listener.key) if path is not None]
@@ -69,26 +70,48 @@ def load_inputs(
     files += [cluster.tls.ca for cluster in configuration.clusters.values() if cluster.tls is not None and cluster.tls.ca is not None]
     if configuration.bundle is not None and configuration.bundle.path is not None:
         files.append(configuration.bundle.path)
-    return Inputs(loaded, policy.compiled, policy.fields, policy.warnings, tuple(files), keys, contracts, candidate)
+    controls = shadow = None
+    if configuration.shadow is not None:
+        from meshguard.control.shadow import load_shadow
+
+        shadow = load_shadow(configuration.shadow, keys.keysets)
+        files += configuration.shadow.policies
+    if configuration.packs:
+        from meshguard.control.packs.citing import citations
+
+        controls = citations(loaded, policy)
+    return Inputs(loaded, policy.compiled, policy.fields, policy.warnings, tuple(files), keys, contracts, candidate, controls, shadow)
 
 
-def _from_bundle(bundles: BundleKeeper, keysets: Mapping[str, Keyset]) -> tuple[Candidate, LoadedPolicy]:
-    """The best bundle whose documents compile. A signed one that does not is refused like any other: what was in force goes on."""
+def _from_bundle(
+    bundles: BundleKeeper, keysets: Mapping[str, Keyset], configuration: Configuration
+) -> tuple[Candidate, LoadedPolicy, Contracts]:
+    """The best bundle whose documents and contracts compile. A signed one that does not is refused like any other: what was in force goes
+    on."""
     first: DocumentError | None = None
     for candidate in bundles.choose():
         try:
-            return candidate, load_policy(candidate.documents(), keysets=keysets, environment={})
+            policy = load_policy(candidate.documents(), keysets=keysets, environment={}, read=candidate.read)
+            return candidate, policy, load_contracts(configuration, candidate.bundle.files)
         except DocumentError as exc:
             bundles.refused = f"bundle {candidate.bundle.name} version {candidate.bundle.version}: {exc}"
+            bundles.refusal = {"code": "documents", "error": bundles.refused, "offered": candidate.bundle.digest}
             first = first or exc
     raise first or DocumentError([])
 
 
-def bundle_settings(config: BundleConfig) -> BundleSettings:
-    """What the keeper needs of the configuration."""
-    from meshguard.sources.bundles import BundleSettings
+def bundle_keeper(configuration: Configuration) -> BundleKeeper:
+    """The keeper of a configuration with a `bundle`. Raises DocumentError."""
+    from meshguard.sources.bundles import BundleKeeper, BundleSettings
 
-    return BundleSettings(
-        config.path, config.url, config.ca, tuple(config.keys), config.threshold, config.state, config.interval_s, config.name
+    config = configuration.bundle
+    if config is None:
+        raise DocumentError([])
+    settings = BundleSettings(
+        config.path, config.url, config.ca, tuple(config.keys), config.threshold, config.state, config.interval_s, config.name, config.fleet
     )
+    if config.fleet is None:
+        return BundleKeeper(settings)
+    from meshguard.control.fleet.bundles import pull_once
 
+    return BundleKeeper(settings, pull=pull_once(configuration))

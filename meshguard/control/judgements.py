@@ -43,6 +43,7 @@ def refuse_restart_only(before: Inputs, after: Inputs) -> None:
         ("identity", old.identity, new.identity),
         ("admin", old.admin, new.admin),
         ("bundle", old.bundle, new.bundle),
+        ("fleet", old.fleet or False, new.fleet or False),
         ("quarantine", old.quarantine, new.quarantine),
         ("ledger", old.ledger, new.ledger),
         ("decision_log", old.decision_log, new.decision_log),

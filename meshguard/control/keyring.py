@@ -10,12 +10,14 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from meshguard.control.key_history import KeyHistory
+from meshguard.control.recording import Tell, silent
 from meshguard.fields.keyset import Keyset
 from meshguard.model.errors import KeysetError, MeshguardError
 from meshguard.sources.watch import watch
@@ -50,6 +52,9 @@ class Keyring:
         self._live: Mapping[str, tuple[KeysetConfig, LiveKeyset]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self.rotations = 0
+        self.history = KeyHistory()
+        self.tell: Tell = silent  # destroyed keys are put on record
+        self.history.to(lambda event: self.tell("keys", event))
 
     # -- load -----------------------------------------------------------------------------------------------------------
 
@@ -89,6 +94,11 @@ class Keyring:
                 if (task := self._tasks.pop(name, None)) is not None:
                     task.cancel()
                 await entry[1].close()
+        for name, keyset in keys.keysets.items():
+            if name in self._live:
+                self._note(self._live[name][1])
+            else:
+                self.history.note(name, {key.version: key.state.value for key in keyset.versions})
         for name, (config, live) in self._live.items():
             if name not in self._tasks:
                 self._tasks[name] = background.create_task(self._follow(config, live))
@@ -105,9 +115,16 @@ class Keyring:
     async def _follow(self, config: KeysetConfig, live: LiveKeyset) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(live.run())
-            group.create_task(_watch(live))
+            group.create_task(_watch(live, self._note, self.tell))
             if config.rotate_after is not None or config.retire_after is not None:
                 group.create_task(self._schedule(config, live))
+
+    def _note(self, live: LiveKeyset) -> None:
+        from meshguard.keys.shredding import record_digest
+
+        record = live.record
+        tenants = [name for name, tenant in record.tenants.items() if tenant.wrapped]
+        self.history.note(live.name, {key.version: key.state.value for key in record.keys}, tenants, record_digest(record))
 
     async def _schedule(self, config: KeysetConfig, live: LiveKeyset) -> None:
         """Rotates and retires when it is time; only where the file can be written, and one of several writers at a time."""
@@ -125,6 +142,7 @@ class Keyring:
                             version = record.primary.version if record.primary is not None else 0
                             log.info("key rotated", extra={"data": {"keyset": live.name, "version": version, "settle_s": config.settle_s}})
                         live.read()
+                        self._note(live)
                         pause_s = _SCHEDULE_S
                     if config.retire_after is not None:
                         retired = await asyncio.to_thread(retire, config.path, time.time(), config.retire_after)
@@ -218,17 +236,18 @@ async def _first(config: KeysetConfig, live: LiveKeyset) -> None:
         pause_s = min(2 * pause_s, 2.0)
 
 
-async def _watch(live: LiveKeyset) -> None:
+async def _watch(live: LiveKeyset, note: Callable[[LiveKeyset], None], tell: Tell) -> None:
     """Takes over the keyset file whenever it changes; what cannot be taken over is told, and the last good one goes on."""
     try:
         async with aclosing(watch([live.path])) as changes:
             async for _ in changes:
-                _take_over(live)
+                _take_over(live, note, tell)
     except (OSError, RuntimeError):
         log.exception("a keyset file cannot be watched: its changes need a restart")
 
 
-def _take_over(live: LiveKeyset) -> None:
+def _take_over(live: LiveKeyset, note: Callable[[LiveKeyset], None], tell: Tell) -> None:
+    before = live.record
     try:
         live.read()
     except MeshguardError as exc:
@@ -236,4 +255,10 @@ def _take_over(live: LiveKeyset) -> None:
         log.error("a keyset file is refused, the last good one goes on", extra={"data": {"keyset": live.name, "error": str(exc)}})
     else:
         versions = {str(key.version): key.state.value for key in live.record.keys}
+        note(live)
         log.info("keyset changed", extra={"data": {"keyset": live.name, "versions": versions}})
+        from meshguard.keys.shredding import proof_of
+
+        proof = proof_of(before, live.record, time.time())
+        if "versions" in proof or "tenants" in proof:
+            tell("key_destroyed", proof)

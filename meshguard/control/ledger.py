@@ -5,18 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from meshguard import __version__
 from meshguard.control.ledger_key import load_signer
+from meshguard.control.ledger_publish import Publisher
 from meshguard.control.operations import Operation
 from meshguard.control.settings.configuration import Configuration
 from meshguard.ledger.notes import NoteVerifier
 from meshguard.model.errors import MeshguardError
+from meshguard.storage.commit import Commit
 from meshguard.storage.gate import Gate
 from meshguard.storage.ledger import OpenLedger, open_ledger
-from meshguard.storage.shard import Commit
 from meshguard.telemetry.decision_log import DecisionLog
 from meshguard.telemetry.metrics import Registry
 
@@ -34,6 +35,8 @@ class LedgerService:
         if config is None:
             raise MeshguardError("no ledger is configured")
         self._config = config
+        self.on_checkpoint: Callable[[str], None] | None = None
+        """Told the note of each checkpoint, in the ledger's thread."""
         domain = configuration.identity.trust_domain if configuration.identity is not None else ""
         signer = load_signer(config, domain or "localhost", make=configuration.profile == "development")
         self.signer = signer
@@ -50,6 +53,7 @@ class LedgerService:
             "state": registry.gauge("meshguard.ledger.state", "0 written, 1 on the reserve, 2 cannot be written", "1").labels(),
         }
         refuse = config.on_failure == "refuse" or (config.on_failure is None and configuration.profile == "strict")
+        self._publisher = Publisher(config.checkpoints, self.opened)
         self.gate = Gate(
             self.opened.shard,
             decisions.tell,
@@ -59,15 +63,16 @@ class LedgerService:
             batch_s=config.sync_s,
             checkpoint_s=config.checkpoints.interval_s,
             count=counters.__getitem__,
-            report=self._publish,
+            report=self._signed,
         )
         self._started(directory, now)
 
     def _started(self, directory: Path, now: float) -> None:
         verifier = self.signer.verifier.render()
         public = directory / "checkpoint.pub"
-        if not public.exists() or public.read_text("utf-8").strip() != verifier:
-            public.write_text(verifier + "\n", "utf-8")
+        keys = "".join(f"{each.render()}\n" for each in self.signer.verifiers)
+        if not public.exists() or public.read_text("utf-8") != keys:
+            public.write_text(keys, "utf-8")
         shard, repaired = self.opened.shard, self.opened.repaired
         data = {
             "clock_offset_us": int((now - time.monotonic()) * 1e6),
@@ -83,11 +88,11 @@ class LedgerService:
             log.warning("the ledger was repaired", extra={"data": repair})
             self.gate.event("repair", repair)
 
-    def _publish(self, commit: Commit) -> None:
-        """Called in the ledger's thread for each checkpoint. A place that cannot be reached costs only itself."""
-        from meshguard.control.ledger_publish import publish
-
-        publish(self._config.checkpoints, self.opened, commit)
+    def _signed(self, commit: Commit) -> None:
+        """Called in the ledger's thread for each checkpoint. Nothing here waits for another machine."""
+        self._publisher.take(commit)
+        if self.on_checkpoint is not None:
+            self.on_checkpoint(commit.note)
 
     async def keep(self) -> None:
         """Keeps its segments in order until it is cancelled."""
@@ -103,3 +108,4 @@ class LedgerService:
 
     def close(self) -> None:
         self.gate.close()
+        self._publisher.close()

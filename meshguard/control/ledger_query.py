@@ -20,7 +20,10 @@ CHILDREN = 2
 DEADLINE_S = 20.0
 MAX_LIMIT = 1000
 _MAX_OUTPUT = 32 * 1024 * 1024
-_FILTERS = ("principal", "path", "method", "verdict", "rule", "reason", "route", "status", "id", "trace", "since", "until", "where")
+_FILTERS = (
+    *("principal", "path", "method", "verdict", "rule", "reason", "route", "status", "id", "trace", "since", "until", "where"),
+    "event",
+)
 
 
 def ledger_operations(directory: Path) -> dict[str, Operation]:

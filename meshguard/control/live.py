@@ -7,6 +7,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
 from meshguard.telemetry.live import added
+from meshguard.telemetry.shadow import merged
 
 if TYPE_CHECKING:
     from meshguard.control.runtime import Runtime
@@ -31,6 +32,8 @@ def live_stats(runtime: Runtime) -> dict[str, Any]:
         }
         for name, listener in runtime.listeners.items()
     }
+    shadow = runtime.inputs.shadow
+    stats["shadow"] = {**runtime.telemetry.request_metrics.shadow.read(), "candidate": shadow.told() if shadow is not None else None}
     stats["clusters"] = {}
     for name, cluster in runtime.upstreams.clusters.items():
         state = cluster.snapshot()
@@ -44,7 +47,11 @@ def live_stats(runtime: Runtime) -> dict[str, Any]:
 def summed(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """The stats of several workers as one. An endpoint is usable where any worker can use it."""
     stats: dict[str, Any] = {"routes": [], "callers": [], "listeners": {}, "clusters": {}}
+    parts = list(parts)
+    stats["shadow"] = {"compared": {}, "rows": merged(part["shadow"]["rows"] for part in parts), "candidate": None}
     for part in parts:
+        stats["shadow"]["candidate"] = part["shadow"]["candidate"] or stats["shadow"]["candidate"]
+        _add(stats["shadow"]["compared"], part["shadow"]["compared"])
         stats["routes"] += part["routes"]
         stats["callers"] += part["callers"]
         for name, values in part["listeners"].items():

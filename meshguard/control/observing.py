@@ -1,6 +1,7 @@
 """Guarded operations for people who watch and run an instance: `/stats` and `/requests` (`meshguard top`), `/restart`.
 
     GET  /stats      counts and latencies by route and caller since somebody watches, clusters, workers, the policy in force
+    GET  /shadow     what rules in shadow, a candidate policy and field rules in shadow would have done
     GET  /requests   the oldest open requests, at most 100
     POST /restart    new processes take over without a failed request (rolling restart, as by SIGUSR2)
 """
@@ -37,6 +38,9 @@ def observing(status: Callable[[], Status], stats: Stats, requests: Requests, re
         told["workers"] = state.workers.told(True) if state.workers is not None else None
         return 200, told
 
+    async def tell_shadow(request: AdminRequest) -> tuple[int, object]:
+        return 200, {"schema": "meshguard.shadow/1", "time": time.time(), **(await stats())["shadow"]}
+
     async def tell_requests(request: AdminRequest) -> tuple[int, object]:
         return 200, {"schema": "meshguard.requests/1", "requests": await requests()}
 
@@ -48,5 +52,6 @@ def observing(status: Callable[[], Status], stats: Stats, requests: Requests, re
     return {
         "/stats": Operation(("GET",), tell_stats),
         "/requests": Operation(("GET",), tell_requests),
+        "/shadow": Operation(("GET",), tell_shadow),
         "/restart": Operation(("POST",), begin_restart),
     }

@@ -6,7 +6,7 @@ Used by the start, by each reload and by `meshguard check`, so what check accept
 from __future__ import annotations
 
 import gc
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,8 @@ from meshguard.sources.documents import Document, Loaded, load_documents, place_
 
 if TYPE_CHECKING:
     from meshguard.fields.compile import CompiledFields
+    from meshguard.fields.protobuf_schema import Schema
+    from meshguard.policy.bodies import Messages
 
 __all__ = ["LoadedPolicy", "load_policy"]
 
@@ -42,18 +44,20 @@ def load_policy(
     *,
     keysets: Mapping[str, Keyset] | Collection[str] | None = None,
     environment: Mapping[str, str] | None = None,
+    read: Read | None = None,
 ) -> LoadedPolicy:
     """Loads the policy in `paths` (files and directories). `keysets` are those that field rules may seal with; where only names are
-    given (a check, away from the keys) the compiled fields can seal nothing, with None any name will do. Raises DocumentError
-    with every problem of all documents."""
+    given (a check, away from the keys) the compiled fields can seal nothing, with None any name will do. `read` gives the files that
+    documents name, None: those beside them. Raises DocumentError with every problem of all documents."""
     with _without_collections():
-        return _load(paths, keysets, environment)
+        return _load(paths, keysets, environment, read or _beside)
 
 
 def _load(
     paths: Sequence[str | Path | Document],
     keysets: Mapping[str, Keyset] | Collection[str] | None,
     environment: Mapping[str, str] | None,
+    read: Read,
 ) -> LoadedPolicy:
     documents = load_documents(paths, PolicyDocument, environment=environment)
     sources = [loaded.document for loaded in documents]
@@ -63,7 +67,7 @@ def _load(
     readers = _principal_readers(documents, problems)
     try:
         values, files = [loaded.value for loaded in documents], [loaded.file for loaded in documents]
-        compiled = compile_policy([*values, *readers], [*files, *(files[:1] * len(readers))])
+        compiled = compile_policy([*values, *readers], [*files, *(files[:1] * len(readers))], _Sets(read))
     except DocumentError as exc:
         problems += exc.problems
     if any(loaded.value.fields for loaded in documents):
@@ -74,7 +78,7 @@ def _load(
             keysets = {name: Keyset(name, ()) for name in names}
         roles = [name for loaded in documents for name in loaded.value.roles]
         try:
-            fields = compile_fields(documents, roles, keysets, _descriptor)
+            fields = compile_fields(documents, roles, keysets, read)
         except DocumentError as exc:
             problems += exc.problems
     if problems or compiled is None:
@@ -104,9 +108,34 @@ def _principal_readers(documents: Sequence[Loaded[PolicyDocument]], problems: li
     return [PolicyDocument.model_construct(roles=roles)] if roles else []
 
 
-def _descriptor(file: str, name: str) -> bytes:
-    """A descriptor set that the policy document `file` names, relative to it."""
+Read = Callable[[str, str], bytes]
+"""The octets of a file by (the policy document that names it, the name). Raises OSError."""
+
+
+def _beside(file: str, name: str) -> bytes:
+    """A file that the policy document `file` names, relative to it."""
     return (Path(file).parent / name).read_bytes()
+
+
+class _Sets:
+    """The descriptor sets by which rules read bodies, each parsed once."""
+
+    def __init__(self, read: Read) -> None:
+        self._read = read
+        self._schemas: dict[tuple[str, str], Schema] = {}
+
+    def __call__(self, file: str, name: str, message: str | None) -> Messages:
+        from meshguard.fields.protobuf_messages import BodyMessages
+        from meshguard.fields.protobuf_schema import Schema
+        from meshguard.policy.bodies import Entries, Repeated
+
+        schema = self._schemas.get((file, name))
+        if schema is None:
+            try:
+                schema = self._schemas[file, name] = Schema(self._read(file, name))
+            except OSError as exc:
+                raise ValueError(f"a file that can be read ({exc.strerror or 'not found'})") from None
+        return BodyMessages(schema, message, Repeated, Entries)
 
 
 def _sealed_with(documents: Sequence[Loaded[PolicyDocument]]) -> set[str]:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from meshguard.control.admin import AdminServer, EndpointStatus, ListenerStatus, Providers, Status
 from meshguard.control.bundles import end_break_glass
 from meshguard.control.handover import GENTLE_S, Estate, Inheritance, SuccessorFailed, read_contained, start_successor, write_contained
-from meshguard.control.inputs import Inputs, bundle_settings, load_inputs
+from meshguard.control.identity_source import identity_source
+from meshguard.control.inputs import Inputs, bundle_keeper, load_inputs
 from meshguard.control.live import live_requests, live_stats
 from meshguard.control.memory import release_start_pages
 from meshguard.control.observing import observing
@@ -36,6 +37,7 @@ from meshguard.telemetry.metrics import Family, Registry
 from meshguard.telemetry.write_lock import new_lock_file
 
 if TYPE_CHECKING:
+    from meshguard.control.fleet.service import FleetService
     from meshguard.control.ledger import LedgerService
     from meshguard.sources.bundles import BundleKeeper
 
@@ -86,6 +88,7 @@ class Process:
         self._telemetry: Telemetry | None = None
         self._admin: AdminServer | None = None
         self._ledger: LedgerService | None = None
+        self._fleet: FleetService | None = None
         self._restart_failures = registry.counter(
             "meshguard.restart.failures", "Rolling restarts whose new process did not become ready", "{restart}"
         ).labels()
@@ -104,16 +107,22 @@ class Process:
         tokens = TokenKeys(configuration.jwt)
         await tokens.load()
         await runtime.keyring.start(inputs.keys)
-        source = _identity_source(configuration, runtime.report_identity_problem)
+        source = identity_source(configuration, runtime.report_identity_problem)
         updates: AsyncGenerator[IdentityUpdate, None] | None = source.updates() if source is not None else None
         identity = await first_update(updates, _IDENTITY_S) if updates is not None else None
         telemetry.collect(self._families)
-        self._quarantine = quarantine = QuarantineRegister(configuration.quarantine.path, runtime.contain)
-        runtime.on_look = quarantine.expire
+        self._fleet = fleet = self._join_fleet(configuration, identity)
+        contain = fleet.contained.node if fleet is not None else runtime.contain
+        self._quarantine = quarantine = QuarantineRegister(configuration.quarantine.path, contain)
+        quarantine.tell = runtime.keyring.tell = telemetry.event
+        runtime.on_look = self._look
         self._signals()
         try:
             async with asyncio.TaskGroup() as background:
                 quarantine.load()  # before the first listener opens
+                if fleet is not None:
+                    fleet.load()
+                    quarantine.fleet = fleet.listed
                 self._contain_more()
                 await runtime.start(inputs, identity, tokens.verifier, telemetry, background)
                 telemetry.start()
@@ -132,6 +141,8 @@ class Process:
                     work.append(background.create_task(self._follow_identity(source, updates)))
                 if ledger is not None:
                     work.append(background.create_task(ledger.keep()))
+                if fleet is not None:
+                    work.append(background.create_task(fleet.run()))
                 if tokens.verifier is not None:
                     work.append(background.create_task(tokens.refresh()))
                 release_start_pages()
@@ -144,6 +155,8 @@ class Process:
                 log.info("draining", extra={"data": {"grace_s": grace_s}})
                 await runtime.drain(grace_s, gentle_s=self._gentle_s)
                 self._drained.set()
+                if fleet is not None:
+                    await fleet.leave()
                 await self._last_word()
                 for task in work:
                     task.cancel()
@@ -152,13 +165,16 @@ class Process:
             await self._close()
             if ledger is not None:
                 ledger.close()
+                os.close(self._inheritance.shared.pop("ledger"))
             telemetry.close()
 
     def _open_ledger(self, configuration: Configuration, telemetry: Telemetry) -> LedgerService | None:
         if configuration.ledger is None:
             return None
         from meshguard.control.ledger import LedgerService
+        from meshguard.storage.claim import claim_shared
 
+        claim_shared(str(configuration.ledger.directory), self._inheritance.shared)
         number = int(os.environ.get("MESHGUARD_WORKER", "0"))
         # while one process takes over from another both have this number: the second shard is for the newer one
         shards = (number, number + _MOST_WORKERS) if self._inheritance.sockets else (number,)
@@ -166,16 +182,30 @@ class Process:
         telemetry.gate = service.gate
         return service
 
+    def _join_fleet(self, configuration: Configuration, identity: IdentityUpdate | None) -> FleetService | None:
+        if configuration.fleet is None:
+            return None
+        from meshguard.control.fleet.service import FleetService, on_loop
+
+        record = self._telemetry.event if self._telemetry is not None else None
+        service = FleetService(configuration.fleet, self._runtime, self._registry, record, partial(self._changed, "bundle"))
+        service.identity = identity
+        if self._ledger is not None and configuration.ledger is not None and configuration.ledger.checkpoints.publish_fleet:
+            self._ledger.on_checkpoint = on_loop(service.publish_checkpoints())
+        return service
+
+    def _look(self) -> None:
+        self._quarantine.expire()
+        if self._fleet is not None:
+            self._fleet.look()
+
     # -- alone, or one of many --------------------------------------------------------------------------------------------
 
     async def _first_bundles(self) -> BundleKeeper | None:
         self._loaded = self._load_configuration()
-        config = self._loaded.configuration.bundle
-        if config is None:
+        if self._loaded.configuration.bundle is None:
             return None
-        from meshguard.sources.bundles import BundleKeeper
-
-        bundles = BundleKeeper(bundle_settings(config))
+        bundles = bundle_keeper(self._loaded.configuration)
         await bundles.fetch_first()
         return bundles
 
@@ -299,6 +329,8 @@ class Process:
                 async with aclosing(updates):
                     async for update in updates:
                         await self._runtime.rotate(update)
+                        if self._fleet is not None:
+                            self._fleet.identified(update)
             except (MeshguardError, OSError) as exc:
                 self._runtime.report_identity_problem(exc)
             await asyncio.sleep(_IDENTITY_RETRY_S)
@@ -345,6 +377,7 @@ class Process:
                 for name, cluster in runtime.upstreams.clusters.items()
             },
             keys=runtime.keyring.status(),
+            fleet=self._fleet.told() if self._fleet is not None else {},
             draining=state.draining,
             active=sum(int(journey.active.value) for journey in runtime.journeys.values()),
         )
@@ -367,22 +400,3 @@ async def _follow(path: Path, changed: Callable[[], None]) -> None:
         async for _ in changes:
             changed()
 
-
-def _identity_source(configuration: Configuration, report: Callable[[MeshguardError], None]) -> IdentitySource | None:
-    config = configuration.identity
-    if config is None:
-        return None
-    if config.files is not None:
-        from meshguard.sources.files import FilesSource
-
-        files = config.files
-        return FilesSource(files.certificate, files.key, files.bundles, files.crls, report=report)
-    if config.workload_api is not None:
-        from meshguard.sources.workload_api import WorkloadApiSource
-
-        return WorkloadApiSource(config.workload_api, workload=config.workload, report=report)
-    if config.development_ca is not None:
-        from meshguard.sources.development_ca import DevelopmentSource
-
-        return DevelopmentSource(config.development_ca, config.trust_domain, config.workload or "/meshguard", report=report)
-    return None

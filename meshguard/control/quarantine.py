@@ -18,6 +18,7 @@ from typing import Any
 import orjson
 
 from meshguard.control.operations import AdminRequest, Operation, OperationError
+from meshguard.control.recording import Tell, changes, silent
 from meshguard.model.errors import DocumentError, Problem
 from meshguard.policy.quarantine import MAX_REASON, NOBODY, Entry, Quarantine, parse_target
 
@@ -37,7 +38,10 @@ class QuarantineRegister:
         self._apply = apply
         self._clock = clock
         self._text = b""
+        self.tell: Tell = silent  # each change is put on record
         self.current = NOBODY
+        self.fleet: Callable[[], dict[str, object]] = dict
+        """What the fleet's quarantine says, to be listed beside the node's own."""
 
     def load(self) -> None:
         """Takes over what the file says. Raises DocumentError, OSError; no file is an empty set."""
@@ -85,7 +89,7 @@ class QuarantineRegister:
 
     def remove(self, target: str, by: str) -> None:
         """Raises KeyError when it is not there, OSError."""
-        self._change(self.current.without(target))
+        self._change(self.current.without(target), by)
         log.warning("quarantine ended", extra={"data": {"target": target, "by": by}})
 
     def expire(self) -> None:
@@ -96,7 +100,7 @@ class QuarantineRegister:
             self._change(current.alive(self._clock()))
             log.warning("quarantine ended", extra={"data": {"targets": ended, "by": "time to live"}})
 
-    def _change(self, quarantine: Quarantine) -> None:
+    def _change(self, quarantine: Quarantine, by: str = "") -> None:
         if self._path is not None:
             text = orjson.dumps({"quarantine": [asdict(entry) for entry in quarantine.entries.values()]}, option=orjson.OPT_INDENT_2)
             fresh = self._path.with_name(f".{self._path.name}.{os.getpid()}")
@@ -110,11 +114,14 @@ class QuarantineRegister:
                 fresh.unlink(missing_ok=True)
                 raise
             self._text = text
-        self._take(quarantine, "operation")
+        self._take(quarantine, "operation", by)
 
-    def _take(self, quarantine: Quarantine, source: str) -> None:
-        self.current = quarantine
+    def _take(self, quarantine: Quarantine, source: str, by: str = "") -> None:
+        before, self.current = self.current, quarantine
         self._apply(quarantine)
+        if source != "another worker":  # which has told it
+            for change in changes(before, quarantine, self._clock(), source, by):
+                self.tell("quarantine", change)
         log.info("quarantine in force", extra={"data": {"entries": len(quarantine.entries), "source": source}})
 
     # -- admin API ------------------------------------------------------------------------------------------------------
@@ -146,4 +153,7 @@ class QuarantineRegister:
             raise OperationError(507, f"the quarantine could not be saved, nothing has changed: {exc.strerror}") from exc
 
     def _listed(self) -> dict[str, object]:
-        return {"quarantine": [asdict(entry) for entry in self.current.entries.values()], "persistent": self._path is not None}
+        listed: dict[str, object] = {"quarantine": [asdict(entry) for entry in self.current.entries.values()]}
+        listed["persistent"] = self._path is not None
+        fleet = self.fleet()
+        return listed | {"fleet": fleet} if fleet else listed

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from meshguard.telemetry.metrics import Counter, Family, Kind, Registry
 
 if TYPE_CHECKING:
     from meshguard.control.settings.listeners import ListenerConfig
+    from meshguard.control.settings.rate_limits import RateLimitConfig
+    from meshguard.pipeline.fleet_limits import Account
     from meshguard.pipeline.limit_table import LimitTable, Region
-    from meshguard.pipeline.rate_limits import Limiter
+    from meshguard.pipeline.rate_limits import Limiter, RateLimit
+    from meshguard.telemetry.metrics import Slot
 
 __all__ = ["RateLimits"]
 
@@ -25,6 +28,17 @@ class RateLimits:
         self._table: LimitTable | None = None
         self._outcomes: Counter | None = None
         self._regions: dict[str, Region] = {}
+        self.accounts: dict[str, Account] = {}  # of limits over the fleet, by id
+        self.shares = 1
+        self.fleet_secret = b""
+        self.on_spent: Callable[[], None] = lambda: None
+        self.on_urgent: Callable[[], None] = lambda: None
+
+    def divide(self, shares: int) -> None:
+        """Limits over the fleet are divided by so many instances from now on; 1: they are exchanged."""
+        self.shares = shares
+        for account in self.accounts.values():
+            account.shares = shares
 
     def share(self, descriptor: int) -> None:
         """The table is one that other processes have (or are about to have) too."""
@@ -38,7 +52,7 @@ class RateLimits:
         if not config.rate_limits:
             return None
         from meshguard.pipeline.limit_table import LimitTable, new_table_file
-        from meshguard.pipeline.rate_limits import Limiter, RateLimit
+        from meshguard.pipeline.rate_limits import Limiter
 
         if self._table is None:
             if self.descriptor < 0:
@@ -54,10 +68,23 @@ class RateLimits:
         for limit in config.rate_limits:
             region = self._regions[limit.id] = self._table.region(limit.id)
             counters = (outcomes.labels(limit.id, "allowed"), outcomes.labels(limit.id, "would_refuse" if limit.shadow else "refused"))
-            burst = limit.burst if limit.burst is not None else limit.requests
-            rate = RateLimit(limit.id, limit.key, limit.requests, limit.per_s, burst, limit.shadow, region, counters)
-            made.append((rate, frozenset(limit.routes), limit.before == "decision"))
+            made.append((self._limit(limit, region, counters), frozenset(limit.routes), limit.before == "decision"))
         return Limiter(made)
+
+    def _limit(self, limit: RateLimitConfig, region: Region, counters: tuple[Slot, Slot]) -> RateLimit:
+        from meshguard.pipeline.rate_limits import RateLimit
+
+        burst = limit.burst if limit.burst is not None else limit.requests
+        if limit.scope == "node":
+            return RateLimit(limit.id, limit.key, limit.requests, limit.per_s, burst, limit.shadow, region, counters)
+        from meshguard.pipeline.fleet_limits import Account, FleetRateLimit
+
+        account = self.accounts.get(limit.id)
+        if account is None:
+            account = self.accounts[limit.id] = Account(limit.id, self.fleet_secret, self.on_spent, self.on_urgent)
+            account.shares = self.shares
+        made = FleetRateLimit(limit.id, limit.key, limit.requests, limit.per_s, burst, limit.shadow, region, counters)
+        return made.share(account, burst)
 
     def _families(self) -> Iterator[Family]:
         table = self._table

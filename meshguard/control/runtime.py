@@ -94,6 +94,7 @@ class Runtime:
         self.given: dict[str, list[socket.socket]] = {}  # sockets from another process, by address: taken instead of binding
         self.quarantine = NOBODY
         self.on_look: Callable[[], None] = lambda: None
+        self.on_listener: Callable[[Listener[ServerDoor]], None] = lambda listener: None
 
     # -- start ----------------------------------------------------------------------------------------------------------
 
@@ -147,7 +148,7 @@ class Runtime:
         self.state.last_error = self.bundles.refused if self.bundles is not None else ""
         if self.state.last_error:
             self._failed(why, BundleError("refused", self.state.last_error))
-        self.telemetry.reloads.value += 1
+        self.telemetry.taken_over(why, self.state.revision, change.inputs)
         data = {"why": why, "revision": self.state.revision, "policy_digest": self.state.policy_digest}
         log.info("reloaded", extra={"data": data})
 
@@ -170,7 +171,7 @@ class Runtime:
 
     def contain(self, quarantine: Quarantine) -> None:
         """Puts a quarantine in force on every listener, at once."""
-        self.quarantine = self.upstreams.contained.current = quarantine
+        self.quarantine = self.upstreams.contain(quarantine)
         material = self._identity.material if self._identity is not None else None
         own = quarantine.find(material.spiffe_id, material.serial, time.time()) if material is not None and quarantine else None
         for journey in (*self.journeys.values(), *(journey for journey, _ in self._leaving)):
@@ -181,7 +182,7 @@ class Runtime:
         self.state.failures += 1
         self.state.last_error = str(exc)
         self.state.last_error_at = time.time()
-        self.telemetry.reload_failures.value += 1
+        self.telemetry.refused(why, str(exc), self.state.policy_digest, self.bundles)
         expected = isinstance(exc, (MeshguardError, OSError, ValueError))
         data = {"why": why, "error": str(exc)}
         log.error("change refused, the last good state goes on", exc_info=None if expected else exc, extra={"data": data})
@@ -207,7 +208,7 @@ class Runtime:
             views[name].limiter = self.rate_limits.limiter(config, self.telemetry.registry)
         contexts = {name: server_context(config, identity, trust) for name, config in configuration.listeners.items()}
         prepared = self.upstreams.prepare(configuration.clusters, material, trust)
-        dynamic = self.dynamic.prepare(configuration, material, trust)
+        dynamic = self.dynamic.prepare(configuration, material, trust, self.upstreams.workers)
         sampling = Sampling(configuration.telemetry.sample)
         own_reader = Reader(inputs.policy.bind(own_principal(identity)).roles, own_id or None)
         snapshot = Snapshot(
@@ -222,6 +223,8 @@ class Runtime:
             sampling=sampling,
             own_reader=own_reader,
             own=own_principal(identity),
+            controls=inputs.controls,
+            shadow=inputs.shadow.policy if inputs.shadow is not None else None,
         )
         fresh = self._bind_new(snapshot, configuration.listeners, contexts)  # the last thing that can fail
         return Change(inputs, identity, trust, snapshot, contexts, prepared, dynamic, fresh)
@@ -246,6 +249,7 @@ class Runtime:
         if material is not None:
             state.identity, state.identity_not_after = material.spiffe_id, material.not_after
         self.telemetry.changed(state.revision, state.policy_digest, state.identity, state.identity_not_after)
+        self.telemetry.cite(snapshot.controls, snapshot.shadow)
         for cluster in retired:
             task = self._background.create_task(self._retire(cluster))
             self._retiring.add(task)
@@ -253,7 +257,7 @@ class Runtime:
         if before is not None:
             before.release()
         if inputs.candidate is not None and self.bundles is not None:
-            keep(self.bundles, inputs.candidate)
+            keep(self.bundles, inputs.candidate, self.telemetry.event)
         await self.keyring.keep(inputs.keys, self._background)
         self._settle_memory()
         self._not_renewable.clear()
@@ -300,7 +304,7 @@ class Runtime:
             view = snapshot.listeners[name]
             gate.plaintext_until = view.plaintext_until
             gate.context = contexts[name]
-            gate.limit = connection_limit(config)
+            gate.limit, gate.overall = connection_limit(config), config.limits.connections is not None
             gate.buffer_bytes = config.limits.buffer_bytes
             journey.budget.limit(config.limits.inspect_body_bytes, config.limits.inspect_total_bytes)
             changed = journey.snapshot.listeners[name].configured != view.configured
@@ -345,11 +349,11 @@ class Runtime:
     def _new_listener(self, name: str, config: ListenerConfig, journey: Journey, gate: TlsGate) -> Listener[ServerDoor]:
         def on_load(share: float) -> None:
             view = journey.snapshot.listeners[name]
-            full = share * listener.gate.limit
-            journey.crowded = full > 1 and share >= view.close_share
-            journey.shedding = full > 1 and share > view.shed_share
+            full = share * listener.gate.limit > 1
+            journey.crowded, journey.shedding = full and share >= view.close_share, full and share > view.shed_share
 
         listener = Listener(name, (config.address.host, config.address.port), gate, door_maker(journey, name), journey.connections, on_load)
+        self.on_listener(listener)
         return listener
 
     async def _retire(self, cluster: Cluster | Destinations) -> None:
@@ -391,8 +395,8 @@ class Runtime:
 
     def _sweep_pools(self) -> None:
         now = time.monotonic()
-        for cluster in (*self.upstreams.clusters.values(), *self.dynamic.by_name.values(), *self._retired):
-            cluster.sweep(now)
+        for family in self._families():
+            family.sweep(now)
 
     def _renew_contexts(self) -> None:
         """OpenSSL keeps TLS 1.2 sessions in the context and Python cannot tell it not to: a context that has gathered many is replaced."""
@@ -441,7 +445,6 @@ class Runtime:
             listener.abandon("shutdown")
         for task in self._retiring:
             task.cancel()
-        for cluster in [*self.upstreams.clusters.values()]:
-            await cluster.close()
-        for destinations in [*self.dynamic.by_name.values()]:
-            await destinations.close()
+        running: tuple[Cluster | Destinations, ...] = (*self.upstreams.clusters.values(), *self.dynamic.by_name.values())
+        for family in running:
+            await family.close()

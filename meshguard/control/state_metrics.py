@@ -39,6 +39,13 @@ def families(runtime: Runtime, tasks: int) -> Iterator[Family]:
         ("listener",),
         [((name,), float(listener.refused)) for name, listener in runtime.listeners.items()],
     )
+    yield _counter(
+        "meshguard.connections.passed",
+        "New connections that went on to a worker with fewer",
+        "{connection}",
+        (),
+        [((), float(max((listener.passing.passed for listener in runtime.listeners.values() if listener.passing), default=0)))],
+    )
     states = {name: cluster.snapshot() for name, cluster in runtime.upstreams.clusters.items()}
     dynamic = {name: destinations.snapshot() for name, destinations in runtime.dynamic.by_name.items()}
     sums: dict[str, ClusterState | DestinationsState] = {**states, **dynamic}

@@ -56,6 +56,7 @@ class Status:
     draining: bool = False
     active: int = 0  # requests in progress
     workers: WorkersStatus | None = None  # where many processes serve
+    fleet: Mapping[str, object] = field(default_factory=dict)  # the connection to the fleet's store, where there is one
 
     def not_ready(self, now: float) -> list[str]:
         """Why no traffic should be sent here; empty when it should.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
+from meshguard.control.recording import bounded, digests
 from meshguard.control.settings.configuration import Configuration
 from meshguard.telemetry.decision_log import DecisionLog, gap_line
 from meshguard.telemetry.line_writer import LineWriter
@@ -20,7 +21,11 @@ from meshguard.telemetry.span_ids import SpanIds
 from meshguard.telemetry.spans import SpanRecorder
 
 if TYPE_CHECKING:
+    from meshguard.control.inputs import Inputs
+    from meshguard.policy.compiled import CompiledPolicy
+    from meshguard.sources.bundles import BundleKeeper
     from meshguard.storage.gate import Gate
+    from meshguard.telemetry.controls import Citations
 
 __all__ = ["Telemetry"]
 
@@ -36,6 +41,7 @@ class Telemetry:
         self.registry = registry
         self.gate: Gate | None = None  # the ledger, set before the first listener opens
         self._told: tuple[object, ...] = ("", "", 0.0)
+        self._controls: Mapping[str, object] | None = None
         self.request_metrics = RequestMetrics(registry)
         self._writer = LineWriter(
             configuration.decision_log.path,
@@ -79,6 +85,34 @@ class Telemetry:
     def collect(self, families: Callable[[], Iterable[Family]]) -> None:
         """Adds families that are worked out at each scrape."""
         self.registry.collect(families)
+
+    def event(self, event: str, data: Mapping[str, Any]) -> None:
+        """Puts an event on record, where there is a ledger."""
+        if self.gate is not None:
+            self.gate.event(event, bounded(data))
+
+    def cite(self, controls: Citations | None, shadow: CompiledPolicy | None) -> None:
+        """The controls and the candidate policy by which requests are judged from now on; how the configuration stands to the controls is
+        told when it changes."""
+        self.request_metrics.shadow.begin(shadow.digest if shadow is not None else "")
+        self.decisions.controls = controls
+        summary = controls.summary if controls is not None else None
+        if summary != self._controls:
+            self._controls = summary
+            log.info("control packs", extra={"data": summary or {}})
+            self.event("controls", summary or {})
+
+    def taken_over(self, why: str, revision: int, inputs: Inputs) -> None:
+        """A change is in force: counted, and on record."""
+        self.reloads.value += 1
+        self.event("reload", {"outcome": "accepted", "why": why, "revision": revision, **digests(inputs)})
+
+    def refused(self, why: str, error: str, policy_digest: str, bundles: BundleKeeper | None) -> None:
+        """A change was refused: counted, and on record with what goes on instead."""
+        self.reload_failures.value += 1
+        self.event("reload", {"outcome": "refused", "why": why, "error": error, "policy_digest": policy_digest})
+        if bundles is not None and bundles.refusal is not None:
+            self.event("bundle", {"outcome": "refused", **bundles.refusal})
 
     def changed(self, revision: int, policy_digest: str, identity: str, not_after: float) -> None:
         """Puts on record which policy and identity are in force from now on (E8)."""

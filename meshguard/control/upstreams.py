@@ -23,7 +23,8 @@ from meshguard.net.cluster.settings import (
 )
 from meshguard.net.connector import ClientTls, Connector
 from meshguard.net.tls import build_client_context, peer_chain
-from meshguard.policy.quarantine import Containment
+from meshguard.policy.principals import parse_principal
+from meshguard.policy.quarantine import Containment, Quarantine
 from meshguard.wire.events import WireLimits
 from meshguard.wire.http1 import ResponseParser
 from meshguard.wire.http2.engine import Http2Limits
@@ -41,9 +42,9 @@ _FRAMES = 10_000
 __all__ = ["ALPN", "Upstreams", "client_tls", "cluster_settings", "peer_verifier"]
 
 
-def cluster_settings(config: ClusterConfig) -> ClusterSettings:
-    """The cluster's own settings, without TLS."""
-    health = config.health
+def cluster_settings(config: ClusterConfig, workers: int = 1) -> ClusterSettings:
+    """The cluster's own settings, without TLS. Each of several `workers` has its share of the circuit, so that all together keep to it."""
+    health, circuit = config.health, config.circuit
     return ClusterSettings(
         endpoints=tuple(str(endpoint) for endpoint in config.endpoints),
         resolve=config.resolve if config.endpoints else "dns",
@@ -62,7 +63,10 @@ def cluster_settings(config: ClusterConfig) -> ClusterSettings:
         ),
         ejection=EjectionSettings(config.ejection.consecutive_failures, config.ejection.eject_s, config.ejection.max_percent),
         circuit=CircuitSettings(
-            config.circuit.max_in_flight, config.circuit.max_connections, config.circuit.queue, config.circuit.queue_timeout_s
+            -(-circuit.max_in_flight // workers),
+            -(-circuit.max_connections // workers),
+            -(-circuit.queue // workers),
+            circuit.queue_timeout_s,
         ),
         retries=RetrySettings(config.retries.attempts, config.retries.budget_percent),
         timeouts=TimeoutSettings(config.timeouts.connect_s, config.timeouts.response_s, config.timeouts.idle_s, config.timeouts.ping_s),
@@ -113,6 +117,14 @@ def _certificates(path: Path) -> list[bytes]:
     return read_certificates(path.read_bytes())
 
 
+def _held(quarantine: Quarantine, text: str, now: float) -> bool:
+    """A server's SPIFFE ID, or a whole pattern of them, is quarantined."""
+    if parse_principal(text).exact:
+        return quarantine.find(text, "", now) is not None
+    entry = quarantine.entries.get(text)
+    return entry is not None and entry.alive(now)
+
+
 class Upstreams:
     """The running clusters by name; they outlive snapshots, so that a reload keeps pools and health."""
 
@@ -121,10 +133,23 @@ class Upstreams:
         self._connectors: dict[str, Connector] = {}
         self._tls: dict[str, ClusterTls | None] = {}
         self.limits = WireLimits()
+        self.workers = 1  # processes that share each circuit
         self.contained = Containment()
         self.http2_limits = Http2Limits(
             streams=_STREAMS, reset_burst=_FRAMES, reset_per_s=_FRAMES, control_burst=_FRAMES, control_per_s=_FRAMES
         )
+
+    def contain(self, quarantine: Quarantine) -> Quarantine:
+        """Puts a quarantine in force. A cluster all of whose servers are named by what is quarantined is not even connected to; where a
+        pattern names them, each one is judged by its certificate."""
+        self.contained.current = quarantine
+        now = time()
+        for name, cluster in self.clusters.items():
+            tls = self._tls[name]
+            named = [] if tls is None else [*tls.spiffe_ids, *([tls.spiffe_id] if tls.spiffe_id else [])]
+            out = bool(named) and bool(quarantine) and all(_held(quarantine, text, now) for text in named)
+            cluster.barred = f"{', '.join(named)} is quarantined" if out else ""
+        return quarantine
 
     def new_connector(self, config: ClusterConfig, tls: ClientTls | None) -> Connector:
         """For one cluster, or one destination of a dynamic one."""
@@ -135,7 +160,7 @@ class Upstreams:
     ) -> dict[str, tuple[ClusterSettings, ClientTls | None]]:
         """Everything of a change that can fail, done before anything is changed. Raises ValueError, IdentityError, OSError."""
         return {
-            name: (cluster_settings(config), client_tls(config.tls, material, trust, self.contained, config.protocol))
+            name: (cluster_settings(config, self.workers), client_tls(config.tls, material, trust, self.contained, config.protocol))
             for name, config in configs.items()
             if config.endpoints
         }

@@ -23,7 +23,9 @@ from meshguard.wire.target import STRICT, PathOptions
 if TYPE_CHECKING:
     from meshguard.control.contracts import Contracts
     from meshguard.control.delegation import TokenWriters
+    from meshguard.control.settings.fallback import FallbackConfig
     from meshguard.pipeline.delegation import TokenWriter
+    from meshguard.pipeline.fallback import Fallback
     from meshguard.pipeline.forwarding import Forwarding
 
 __all__ = ["ENGINES", "listener_view", "path_matcher", "principal_matcher", "wire_limits"]
@@ -142,7 +144,21 @@ def _route(
         attempts=config.retries.attempts,
         contract=contracts[validation] if validation is not None else None,
         token_writer=writer,
+        fallback=_fallback(config.fallback) if config.fallback is not None else None,
     )
+
+
+def _fallback(config: FallbackConfig) -> Fallback:
+    from meshguard.pipeline.fallback import Fallback
+
+    respond = config.respond
+    if respond is None:
+        return Fallback(config.when, config.to or "")
+    lines = {"cache-control": "no-store", **{key.lower(): value for key, value in respond.headers.items()}}
+    if respond.body:
+        lines["content-type"] = respond.content_type
+    block = b"".join(b"%b: %b\r\n" % (key.encode("ascii"), value.encode("latin-1")) for key, value in lines.items())
+    return Fallback(config.when, config.to or "", respond.status, block, respond.body.encode(), respond.grpc_status)
 
 
 def _operations(changes: HeaderChanges) -> HeaderOperations | None:

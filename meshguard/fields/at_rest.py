@@ -45,7 +45,7 @@ def rules_at_rest(documents: Sequence[RuleSource], keysets: Mapping[str, Keyset]
         for values in source.value.fields:
             known.add(str(values.get("id")))
             keyed = "select" in values and any(name in values for name in _KEYED)
-            if keyed and (not ids or values.get("id") in ids):
+            if keyed and (values.get("id") in ids if ids else values.get("mode") != "shadow"):  # one that is named is meant
                 kept.append(_at_rest(values, tenant))
         sources.append(_Source(source.file, kept))
     missing = sorted(set(ids) - known)
@@ -61,7 +61,7 @@ def rules_at_rest(documents: Sequence[RuleSource], keysets: Mapping[str, Keyset]
 
 
 def _at_rest(values: Mapping[str, Any], tenant: str) -> dict[str, Any]:
-    kept = {key: value for key, value in values.items() if key not in _OF_MESSAGES}
+    kept = {key: value for key, value in values.items() if key not in _OF_MESSAGES and key != "mode"}
     if tenant and kept.get("tenant") is not None and not isinstance(kept["tenant"], str):
         kept["tenant"] = tenant
     return kept | {"paths": [_PATH], "on": "request", "readers": {_OPENER: "open"}}

@@ -85,7 +85,8 @@ def compile_fields(
         if document.protobuf is not None:
             problems += _read_descriptor(rule, document.protobuf, file, f"{where}.protobuf", descriptors, sets)
         rules.append(rule)
-    problems += overlaps(documents_of)
+    for mode in ("enforce", "shadow"):  # what is tried may concern what is enforced
+        problems += overlaps([each for each in documents_of if each[0].mode == mode])
     if problems:
         raise DocumentError(problems)
     text = json.dumps([document.canonical() for document, _, _ in documents_of], sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -236,6 +236,7 @@ class FieldRuleDocument(_Document):
     readers        role or SPIFFE ID -> `open`, `{mask: NAME}`, `token`, `ciphertext`, `nothing`; the first of these that a recipient's
                    roles give counts, masks in this order
     others         what every other recipient sees; absent: what the action makes
+    mode           `shadow`: messages pass as they are; what the rule would have done is on record
     seal_null      null is a value too; otherwise null stays null, and only its absence of content is visible
     """
 
@@ -287,6 +288,7 @@ class FieldRuleDocument(_Document):
     readers: dict[Annotated[str, AfterValidator(_reader)], View] = {}
     others: Literal["ciphertext", "token", "nothing", "remove"] | MaskDocument | None = None
     seal_null: bool = False
+    mode: Literal["enforce", "shadow"] = "enforce"
 
     @model_validator(mode="after")
     def _consistent(self) -> FieldRuleDocument:
@@ -358,4 +360,5 @@ class FieldRuleDocument(_Document):
 
     def canonical(self) -> dict[str, Any]:
         """What the rule means, for the digest: everything but its description."""
-        return self.model_dump(mode="json", exclude={"description"}, exclude_none=True)
+        left_out = {"description"} if self.mode == "shadow" else {"description", "mode"}
+        return self.model_dump(mode="json", exclude=left_out, exclude_none=True)

@@ -15,7 +15,7 @@ from urllib.parse import quote, quote_plus
 
 from meshguard.fields.treatment import Work
 
-__all__ = ["FormError", "rewrite_pairs"]
+__all__ = ["FormError", "read_pairs", "rewrite_pairs"]
 
 _PERCENT = re.compile(rb"%([0-9A-Fa-f]{2})?")
 _HEX = re.compile(r"%[0-9A-F]{2}")
@@ -71,6 +71,14 @@ def rewrite_pairs(text: bytes, names: Mapping[str, int], work: Work) -> bytes:
         spelled = STYLES[treated[1]] if treated[1] < len(STYLES) else STYLES[0]
         pieces.append(raw_name + (equals or b"=") + spelled(treated[0]).encode())
     return b"&".join(pieces)
+
+
+def read_pairs(text: bytes) -> list[tuple[str, str]]:
+    """The names and values of a form. Raises FormError: some readers split at a `;` too, so where one stands as it is there is doubt."""
+    if b";" in text:
+        raise FormError("a semicolon that is not percent-encoded")
+    pairs = (pair.partition(b"=") for pair in text.split(b"&") if pair)
+    return [(_decoded(name), _decoded(value)) for name, _, value in pairs]
 
 
 def _style(raw: bytes, value: str) -> int:

@@ -12,7 +12,7 @@ from meshguard.fields.protobuf_wire import ProtobufError
 from meshguard.fields.streams import RecordTooLongError
 from meshguard.fields.treatment import Work
 
-__all__ = ["FrameCutter"]
+__all__ = ["FrameCutter", "unframe"]
 
 _PREFIX = 5
 
@@ -67,3 +67,25 @@ class FrameCutter:
         if treated is not plain:
             message = encode_body(self._coding, treated) if flag else treated
         return bytes((flag,)) + len(message).to_bytes(4, "big") + message
+
+
+def unframe(body: bytes, coding: str, limit: int) -> list[bytes]:
+    """The messages of a whole body, `coding` (that of `grpc-encoding`) taken off. Raises ProtobufError, CodingError, RecordTooLongError."""
+    messages: list[bytes] = []
+    position = 0
+    while position < len(body):
+        flag, length = body[position], int.from_bytes(body[position + 1 : position + _PREFIX], "big")
+        start, position = position + _PREFIX, position + _PREFIX + length
+        if flag > 1:
+            raise ProtobufError("a gRPC message with a flag that is not known")
+        if position > len(body):
+            raise ProtobufError("a gRPC message that is cut off")
+        message = body[start:position]
+        if flag:
+            if coding in ("", "identity"):
+                raise CodingError("a compressed message without grpc-encoding")
+            message = decode_body(coding, message, limit)
+        if len(message) > limit:
+            raise RecordTooLongError(limit)
+        messages.append(message)
+    return messages

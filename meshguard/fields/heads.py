@@ -28,14 +28,27 @@ _VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
 class HeadTransform:
     """The rules of one route and direction that name header fields or query parameters."""
 
-    __slots__ = ("_actions", "_fields", "_headers", "_query", "_request")
+    __slots__ = ("_actions", "_fields", "_headers", "_query", "_request", "_work")
 
-    def __init__(self, direction: str, fields: Sequence[FieldPlan], headers: Mapping[str, int], query: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        direction: str,
+        fields: Sequence[FieldPlan],
+        headers: Mapping[str, int],
+        query: Mapping[str, int],
+        work: type[Work] = Work,
+    ) -> None:
+        self._work = work
         self._request = direction == "request"
         self._fields = tuple(fields)
         self._headers = {name.encode("ascii"): number for name, number in headers.items()}
         self._query = dict(query)
         self._actions: dict[frozenset[str], tuple[Action, ...]] = {}
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Of its field rules."""
+        return tuple(field.id for field in self._fields)
 
     def apply(
         self, block: bytes, query: bytes, reader: Reader, nonces: Callable[[int], bytes], caller: Caller = NOBODY_KNOWN
@@ -48,7 +61,7 @@ class HeadTransform:
             if len(self._actions) >= 1024:
                 self._actions.clear()
             actions = self._actions[reader.roles] = tuple(field.action(reader) for field in self._fields)
-        work = Work(self._fields, actions, nonces, caller)
+        work = self._work(self._fields, actions, nonces, caller)
         with failures(MALFORMED_REQUEST if self._request else RESPONSE_NOT_INSPECTABLE):
             if self._headers:
                 block = _LINE.sub(lambda match: self._line(match, work), block)

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
-from meshguard.fields.json_locate import locate, locate_all
-from meshguard.fields.json_scan import JsonError, Span, resolve
-from meshguard.fields.json_splice import splice
+from meshguard.fields.json_locate import locate, locate_all, locating
+from meshguard.fields.json_scan import JsonError, Span, resolve, resolving
+from meshguard.fields.json_splice import splice, splicing
 from meshguard.fields.selectors import Matcher, Selector
 from meshguard.fields.treatment import Work
 
 __all__ = ["JsonRules", "scope_of"]
+
+VALUE_STEPS = 8
+"""Steps of 1 us that treating a value counts for."""
 
 
 def scope_of(record: Selector) -> Selector | None:
@@ -69,6 +72,27 @@ class JsonRules:
         work.expect(len(spans))
         values = [work.treat(owner, body[start:end]) for owner, _, start, end in spans]
         return self._spliced(body, spans, values, work)
+
+    def treating(self, body: bytes, work: Work, slice_: int) -> Generator[None, None, bytes]:
+        """`treat`, pausing after about `slice_` steps of 1 us each."""
+        everything = yield from locating(body, self.matcher, slice_)
+        keys = {number: _Keys(body, everything, record) for number, record in self._records.items()}
+        spans = yield from resolving([span for span in everything if span[0] < self._count] if keys else everything, slice_)
+        work.expect(len(spans))
+        values: list[bytes | None] = []
+        at_once = max(1, slice_ // VALUE_STEPS)
+        for place in range(0, len(spans), at_once):
+            for owner, _, start, end in spans[place : place + at_once]:
+                found = keys.get(owner)
+                values.append(work.treat(owner, body[start:end], found.of(start) if found is not None else ""))
+            yield
+        if not work.changed:
+            return body
+        result = yield from splicing(body, spans, values, slice_)
+        if work.opened_container:
+            again = yield from locating(result, self.matcher, slice_)
+            yield from resolving([span for span in again if span[0] < self._count], slice_)
+        return result
 
     def _spliced(self, body: bytes, spans: list[Span], values: list[bytes | None], work: Work) -> bytes:
         if not work.changed:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 from meshguard.fields.json_scan import Span
 
-__all__ = ["splice"]
+__all__ = ["splice", "splicing"]
 
 _SPACE = b" \t\n\r"
 _COMMA = 0x2C
@@ -19,18 +19,42 @@ def splice(body: bytes, spans: Sequence[Span], values: Sequence[bytes | None]) -
     """
     if len(values) == 1 and values[0] is not None:
         return b"%b%b%b" % (body[: spans[0][2]], values[0], body[spans[0][3] :])
+    for result in _spliced(body, spans, values, len(spans) + 1):
+        if result is not None:
+            return result
+    return body
+
+
+def splicing(body: bytes, spans: Sequence[Span], values: Sequence[bytes | None], slice_: int) -> Generator[None, None, bytes]:
+    """`splice`, pausing after about `slice_` steps of 1 us (where members are taken out, only after that is worked out)."""
+    for result in _spliced(body, spans, values, 4 * slice_):
+        if result is not None:
+            return result
+        yield
+    return body
+
+
+def _spliced(body: bytes, spans: Sequence[Span], values: Sequence[bytes | None], at_once: int) -> Iterator[bytes | None]:
+    """None for each pause, then the result."""
     pieces: list[bytes] = []
     position = 0
-    if None in values:
-        edits = _edits(body, spans, values)
-    else:
-        edits = [(span[2], span[3], value) for span, value in zip(spans, values, strict=True) if value is not None]
-    for start, end, value in edits:
-        pieces.append(body[position:start])
-        pieces.append(value)
-        position = end
+    edits = _edits(body, spans, values) if None in values else None
+    count = len(spans) if edits is None else len(edits)
+    for place in range(0, count, at_once):
+        upto = place + at_once
+        if edits is not None:
+            some = edits[place:upto]
+        else:
+            pairs = zip(spans[place:upto], values[place:upto], strict=True)
+            some = [(span[2], span[3], value) for span, value in pairs if value is not None]
+        for start, end, value in some:
+            pieces.append(body[position:start])
+            pieces.append(value)
+            position = end
+        if upto < count:
+            yield None
     pieces.append(body[position:])
-    return b"".join(pieces)
+    yield b"".join(pieces)
 
 
 def _edits(body: bytes, spans: Sequence[Span], values: Sequence[bytes | None]) -> list[tuple[int, int, bytes]]:

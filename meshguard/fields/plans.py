@@ -11,6 +11,7 @@ from meshguard.fields.json_body import JsonRules
 from meshguard.fields.paths import PathTemplate, parse_path
 from meshguard.fields.selectors import Selector, parse_selector
 from meshguard.fields.transforms import BodyRules, Transform
+from meshguard.fields.treatment import Work
 from meshguard.fields.views import FieldPlan
 
 if TYPE_CHECKING:
@@ -22,9 +23,9 @@ __all__ = ["CompiledFields", "RoutePlan", "Rule"]
 
 class RoutePlan:
     """What happens to the messages of one method and path. `request` and `response` treat bodies, `request_head` and `response_head`
-    header fields and the query; None: not looked at."""
+    header fields and the query; None: not looked at. `shadow` are the rules that only tell what they would do."""
 
-    __slots__ = ("request", "request_head", "response", "response_head")
+    __slots__ = ("request", "request_head", "response", "response_head", "shadow")
 
     def __init__(
         self,
@@ -32,11 +33,18 @@ class RoutePlan:
         response: Transform | None,
         request_head: HeadTransform | None = None,
         response_head: HeadTransform | None = None,
+        shadow: RoutePlan | None = None,
     ) -> None:
         self.request = request
         self.response = response
         self.request_head = request_head
         self.response_head = response_head
+        self.shadow = shadow
+
+    @property
+    def reads_response(self) -> bool:
+        """Something of the response is treated."""
+        return self.response is not None or self.response_head is not None
 
 
 class Rule:
@@ -122,19 +130,28 @@ class CompiledFields:
         plan = self._plans.get(key)
         if plan is None:
             rules = [self._rules[number] for number in numbers]
-            plan = RoutePlan(
-                _transform("request", rules, key[1]),
-                _transform("response", rules, key[1]),
-                _head_transform("request", rules),
-                _head_transform("response", rules),
-            )
+            tried = [rule for rule in rules if rule.document.mode == "shadow"]
+            plan = _route_plan([rule for rule in rules if rule.document.mode != "shadow"], key[1], Work)
+            if tried:
+                from meshguard.fields.shadow import ShadowWork
+
+                plan.shadow = _route_plan(tried, key[1], ShadowWork)
             if len(self._plans) >= 4096:  # paths are the clients' choice
                 self._plans.clear()
             self._plans[key] = plan
         return plan
 
 
-def _transform(direction: str, rules: Sequence[Rule], path: str) -> Transform | None:
+def _route_plan(rules: Sequence[Rule], path: str, work: type[Work]) -> RoutePlan:
+    return RoutePlan(
+        _transform("request", rules, path, work),
+        _transform("response", rules, path, work),
+        _head_transform("request", rules, work),
+        _head_transform("response", rules, work),
+    )
+
+
+def _transform(direction: str, rules: Sequence[Rule], path: str, work: type[Work]) -> Transform | None:
     chosen = [rule for rule in rules if direction in rule.on and rule.document.has_body]
     if not chosen:
         return None
@@ -144,7 +161,7 @@ def _transform(direction: str, rules: Sequence[Rule], path: str) -> Transform | 
     json = JsonRules(selectors, [rule.record for rule in chosen]) if selectors else None
     form = {name: number for number, rule in enumerate(chosen) for name in rule.document.form or ()}
     rules_of = BodyRules(json, form or None, _protobuf(direction, chosen, path))
-    return Transform(direction, [rule.field for rule in chosen], rules_of, types)
+    return Transform(direction, [rule.field for rule in chosen], rules_of, types, work)
 
 
 def _protobuf(direction: str, chosen: Sequence[Rule], path: str) -> ProtobufRules | None:
@@ -162,7 +179,7 @@ def _node(rule: Rule, direction: str, path: str) -> FieldNode | None:
     return rule.messages.get((direction, path)) or rule.messages.get((direction, path.rstrip("/"))) or rule.messages.get((direction, ""))
 
 
-def _head_transform(direction: str, rules: Sequence[Rule]) -> HeadTransform | None:
+def _head_transform(direction: str, rules: Sequence[Rule], work: type[Work]) -> HeadTransform | None:
     chosen = [
         rule for rule in rules if direction in rule.on and (rule.document.headers or (direction == "request" and rule.document.query))
     ]
@@ -170,4 +187,4 @@ def _head_transform(direction: str, rules: Sequence[Rule]) -> HeadTransform | No
         return None
     headers = {name: number for number, rule in enumerate(chosen) for name in rule.document.headers or ()}
     query = {name: number for number, rule in enumerate(chosen) for name in rule.document.query or ()} if direction == "request" else {}
-    return HeadTransform(direction, [rule.field for rule in chosen], headers, query)
+    return HeadTransform(direction, [rule.field for rule in chosen], headers, query, work)

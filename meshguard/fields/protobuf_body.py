@@ -17,7 +17,7 @@ from meshguard.fields.protobuf_wire import ProtobufError, rewrite
 from meshguard.fields.tokens import looks_like_token
 from meshguard.fields.treatment import Work
 
-__all__ = ["ProtobufRules"]
+__all__ = ["ProtobufRules", "looks_protected"]
 
 
 class ProtobufRules:
@@ -53,7 +53,7 @@ class ProtobufRules:
         return rewrite(message, self._root, one)
 
     def _value(self, kind: str, value: bytes, owner: int, work: Work) -> bytes | None:
-        if kind == "bytes" and not _looks_protected(value):
+        if kind == "bytes" and not looks_protected(value):
             text = b2a_base64(value, newline=False).decode()
         else:
             try:
@@ -68,8 +68,8 @@ class ProtobufRules:
         return _octets(treated[0]) if kind == "bytes" and work.act == "open" else treated[0].encode()
 
 
-def _looks_protected(value: bytes) -> bool:
-    """True for what can be an envelope or a token in a bytes field: everything else there is data, even where it is text."""
+def looks_protected(value: bytes) -> bool:
+    """True for what can be an envelope or a token: everything else in a bytes field is data, even where it is text."""
     raw = b'"%b"' % value
     return looks_sealed(raw) or looks_deterministic(raw) or looks_like_token(raw)
 
@@ -80,6 +80,6 @@ def _octets(text: str) -> bytes:
         return a2b_base64(text, strict_mode=True)
     except (Base64Error, ValueError):
         octets = text.encode()
-        if _looks_protected(octets):  # data that only looked like a token was sealed as the text that it is
+        if looks_protected(octets):  # data that only looked like a token was sealed as the text that it is
             return octets
         raise NotOpenedError from None

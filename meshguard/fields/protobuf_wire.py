@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from meshguard.fields.protobuf_descriptor import FieldNode
 
-__all__ = ["MAX_DEPTH", "ProtobufError", "rewrite", "varint"]
+__all__ = ["MAX_DEPTH", "ProtobufError", "read_varint", "rewrite", "skip_field", "varint"]
 
 MAX_DEPTH = 64
 _VARINT, _I64, _LEN, _START, _END, _I32 = range(6)
@@ -46,7 +46,7 @@ def rewrite(message: bytes, node: FieldNode, treat: Treat, depth: int = 0) -> by
     pieces: list[bytes] = []
     while position < size:
         begin = position
-        tag, position = _read(message, position)
+        tag, position = read_varint(message, position)
         number, kind = tag >> 3, tag & 7
         if number == 0 or number > 0x1FFFFFFF:
             raise ProtobufError("a field number that is not possible")
@@ -55,9 +55,9 @@ def rewrite(message: bytes, node: FieldNode, treat: Treat, depth: int = 0) -> by
         if kind != _LEN:
             if protected is not None or inner is not None:
                 raise ProtobufError("a protected field of another wire type than its own")
-            position = _skip(message, position, number, kind, depth)
+            position = skip_field(message, position, number, kind, depth)
             continue
-        length, position = _read(message, position)
+        length, position = read_varint(message, position)
         start, position = position, position + length
         if position > size:
             raise ProtobufError("a field that is cut off")
@@ -80,7 +80,7 @@ def rewrite(message: bytes, node: FieldNode, treat: Treat, depth: int = 0) -> by
     return b"".join(pieces)
 
 
-def _read(message: bytes, position: int) -> tuple[int, int]:
+def read_varint(message: bytes, position: int) -> tuple[int, int]:
     """A varint and where it ends."""
     try:
         octet = message[position]
@@ -100,10 +100,10 @@ def _read(message: bytes, position: int) -> tuple[int, int]:
     raise ProtobufError("a number of more than ten octets")
 
 
-def _skip(message: bytes, position: int, number: int, kind: int, depth: int) -> int:
+def skip_field(message: bytes, position: int, number: int, kind: int, depth: int) -> int:
     """Where a field that is not of interest ends."""
     if kind == _VARINT:
-        return _read(message, position)[1]
+        return read_varint(message, position)[1]
     if kind in (_I64, _I32):
         position += 8 if kind == _I64 else 4
     elif kind == _START:
@@ -120,7 +120,7 @@ def _skip_group(message: bytes, position: int, number: int, depth: int) -> int:
     while open_groups:
         if depth + len(open_groups) > MAX_DEPTH:
             raise ProtobufError(f"more than {MAX_DEPTH} messages in one another")
-        tag, position = _read(message, position)
+        tag, position = read_varint(message, position)
         number, kind = tag >> 3, tag & 7
         if number == 0 or number > 0x1FFFFFFF:
             raise ProtobufError("a field number that is not possible")
@@ -130,10 +130,10 @@ def _skip_group(message: bytes, position: int, number: int, depth: int) -> int:
             if open_groups.pop() != number:
                 raise ProtobufError("a group that ends as another one")
         elif kind == _LEN:
-            length, position = _read(message, position)
+            length, position = read_varint(message, position)
             position += length
             if position > len(message):
                 raise ProtobufError("a field that is cut off")
         else:
-            position = _skip(message, position, number, kind, depth)
+            position = skip_field(message, position, number, kind, depth)
     return position

@@ -9,7 +9,7 @@ INVARIANT: a body, or a record of a streamed body, leaves here either fully trea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -90,16 +90,30 @@ def failures(invalid: Reason) -> Iterator[None]:
 class Transform:
     """The field rules of one route and direction (`request` or `response`)."""
 
-    __slots__ = ("_accepted", "_actions", "_content_types", "_fields", "direction", "invalid", "rules")
+    __slots__ = ("_accepted", "_actions", "_content_types", "_fields", "_known", "_work", "direction", "invalid", "rules")
 
-    def __init__(self, direction: str, fields: Sequence[FieldPlan], rules: BodyRules, content_types: Sequence[str]) -> None:
+    def __init__(
+        self,
+        direction: str,
+        fields: Sequence[FieldPlan],
+        rules: BodyRules,
+        content_types: Sequence[str],
+        work: type[Work] = Work,
+    ) -> None:
+        self._work = work
         self.direction = direction
         self.rules = rules
         self.invalid: Reason = BODY_INVALID if direction == "request" else RESPONSE_NOT_INSPECTABLE
         self._fields = tuple(fields)
         self._content_types = frozenset(content_types)
         self._accepted: dict[str, Representation] = {}
+        self._known: dict[tuple[tuple[bytes, bytes], ...], Representation] = {}
         self._actions: dict[frozenset[str], tuple[Action, ...]] = {}
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Of its field rules."""
+        return tuple(field.id for field in self._fields)
 
     def check_headers(self, content_types: Sequence[str], content_encodings: Sequence[str]) -> Representation:
         """Check every Content-Type and Content-Encoding value of a message with a body, before the body is gathered.
@@ -109,6 +123,19 @@ class Transform:
         with failures(self.invalid):
             found = parse_representation(content_types, content_encodings)
             self._check_type(found)
+        return found
+
+    def check_lines(self, lines: Sequence[tuple[bytes, bytes]]) -> Representation:
+        """`check_headers` of the lines themselves, each (`type` or `encoding` in any case, value): equal ones are parsed once."""
+        key = tuple(lines)
+        found = self._known.get(key)
+        if found is None:
+            values: dict[bytes, list[str]] = {b"type": [], b"encoding": []}
+            for name, value in lines:
+                values[name.lower()].append(value.rstrip(b" \t").decode("latin-1"))
+            found = self.check_headers(values[b"type"], values[b"encoding"])
+            if len(self._known) < MAX_REMEMBERED:
+                self._known[key] = found
         return found
 
     def streams(self, representation: Representation) -> bool:
@@ -132,7 +159,7 @@ class Transform:
 
     def work(self, reader: Reader, nonces: Callable[[int], bytes], caller: Caller) -> Work:
         """The treatment of single values for `reader`."""
-        return Work(self._fields, self._actions_for(reader), nonces, caller)
+        return self._work(self._fields, self._actions_for(reader), nonces, caller)
 
     def apply(
         self,
@@ -145,9 +172,10 @@ class Transform:
         caller: Caller = NOBODY_KNOWN,
         coding: str = "",
         limit: int = DECODED_LIMIT,
+        message_coding: str = "",
     ) -> Transformed:
         """Treat the whole `body` for `reader`. `nonces(n)` gives n random octets; `now` is epoch seconds, for rules that depend on it;
-        `caller` chooses the tenant; a body in a `coding` may have `limit` octets without it.
+        `caller` chooses the tenant; a body in a `coding` may have `limit` octets without it; `message_coding` is gRPC's.
 
         Raises RequestError: BODY_NOT_INSPECTABLE, BODY_INVALID (a request) or RESPONSE_NOT_INSPECTABLE (a response), FIELD_NOT_OPENED,
         KEY_UNAVAILABLE, TENANT_UNKNOWN. An empty body passes.
@@ -160,12 +188,12 @@ class Transform:
                 representation = parse_representation((content_type,))
                 self._check_type(representation)
             plain = decode_body(coding, body, limit) if coding else body
-            work = Work(self._fields, self._actions_for(reader), nonces, caller)
+            work = self._work(self._fields, self._actions_for(reader), nonces, caller)
             rules = self.rules.json
             if representation.family == "json" and rules is not None:
                 result = rules.treat(plain, work)
             else:
-                result = self._other(plain, representation, work, limit)
+                result = self._other(plain, representation, work, limit, message_coding)
             if not work.changed:
                 return Transformed(body, work.operations())
             return Transformed(encode_body(coding, result) if coding else result, work.operations())
@@ -176,12 +204,27 @@ class Transform:
                 raise exc
             raise
 
-    def _other(self, body: bytes, representation: Representation, work: Work, limit: int) -> bytes:
+    def applying(
+        self, body: bytes, reader: Reader, nonces: Callable[[int], bytes], caller: Caller, coding: str, limit: int, slice_: int
+    ) -> Generator[None, None, Transformed]:
+        """`apply` for a JSON body, pausing after about `slice_` steps of 1 us each."""
+        rules = self.rules.json
+        work = self._work(self._fields, self._actions_for(reader), nonces, caller)
+        with failures(self.invalid):
+            if rules is None:
+                raise NotReadableError("a format that no field rule of this route looks into")
+            plain = decode_body(coding, body, limit) if coding else body
+            result = yield from rules.treating(plain, work, slice_)
+            if not work.changed:
+                return Transformed(body, work.operations())
+            return Transformed(encode_body(coding, result) if coding else result, work.operations())
+
+    def _other(self, body: bytes, representation: Representation, work: Work, limit: int, message_coding: str) -> bytes:
         family = representation.family
         if family in STREAMED:
             from meshguard.fields.body_stream import new_cutter
 
-            cutter = new_cutter(self, representation, work, limit, "")
+            cutter = new_cutter(self, representation, work, limit, message_coding)
             return cutter.feed(body) + cutter.finish()
         if family == "form" and self.rules.form:
             return rewrite_pairs(body, self.rules.form, work)

@@ -34,6 +34,7 @@ class Work:
     __slots__ = (
         "_actions", "_caller", "_counts", "_drawn", "_fields", "_left", "_nonces", "_place", "act", "changed", "opened_container", "style",
     )  # fmt: skip
+    seals = True
 
     def __init__(
         self, fields: Sequence[FieldPlan], actions: Sequence[Action], nonces: Callable[[int], bytes], caller: Caller, count: int = 0
@@ -72,7 +73,7 @@ class Work:
         form = protection.form_of(raw)
         plain = form is Form.PLAIN
         if kind not in ("open", "mask", "token"):
-            if form is Form.SEALED and kind == "ciphertext" and protection.envelope.renews:
+            if form is Form.SEALED and kind == "ciphertext" and protection.envelope.renews and self.seals:
                 renewed = protection.envelope.renewed(raw, self._nonce)
                 if renewed is not None:
                     self.changed = True

@@ -1,5 +1,7 @@
 """A bundle: all policy documents of a mesh as one signed file with a version that only goes forward.
 
+Besides documents it can carry the files that they name (descriptor sets) and contracts that nodes validate requests by.
+
 The payload is JSON inside a DSSE envelope, so every octet that is parsed was signed. `version` is a positive number; of two bundles the
 node takes the higher one only (rollback is an attack). `expires` bounds for how long a stolen repository can replay the newest one
 (freeze). A *break-glass* bundle may say anything, also what an older one said, but needs two signers, a reason, and ends by itself.
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from base64 import b64decode, b64encode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -20,9 +23,11 @@ __all__ = ["MAX_BREAK_GLASS_S", "MAX_BUNDLE_BYTES", "PAYLOAD_TYPE", "Bundle", "B
 PAYLOAD_TYPE = "application/vnd.meshguard.bundle+json"
 MAX_BUNDLE_BYTES = 64 << 20
 MAX_BREAK_GLASS_S = 24 * 3600.0
-_FORMAT = 1
+_FORMAT, _WITH_FILES = 1, 2
+"""A node that knows nothing of files must not take a bundle that has some."""
 _BREAK_GLASS_SIGNERS = 2
 _MAX_DOCUMENTS = 1000
+_MAX_FILES = 1000
 
 
 class BundleError(MeshguardError):
@@ -36,8 +41,8 @@ class BundleError(MeshguardError):
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """`documents` by name, in their order; times in epoch seconds; `digest` is the SHA-256 of the signed payload; `reason` and `until` are
-    those of break-glass (`until` 0: a regular bundle); `signers` are key ids, filled by `open_bundle`."""
+    """`documents` by name, in their order, and `files` that are none; times in epoch seconds; `digest` is the SHA-256 of the signed
+    payload; `reason` and `until` are those of break-glass (`until` 0: a regular bundle); `signers` are key ids, filled by `open_bundle`."""
 
     name: str
     version: int
@@ -48,6 +53,7 @@ class Bundle:
     until: float = 0.0
     digest: str = ""
     signers: frozenset[str] = field(default_factory=frozenset)
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def is_break_glass(self) -> bool:
@@ -57,13 +63,15 @@ class Bundle:
 def encode(bundle: Bundle) -> Envelope:
     """The envelope to sign; equal bundles give equal octets."""
     payload: dict[str, object] = {
-        "format": _FORMAT,
+        "format": _WITH_FILES if bundle.files else _FORMAT,
         "name": bundle.name,
         "version": bundle.version,
         "created": bundle.created,
         "expires": bundle.expires,
         "documents": [{"name": name, "text": text} for name, text in bundle.documents.items()],
     }
+    if bundle.files:
+        payload["files"] = [{"name": name, "base64": b64encode(data).decode()} for name, data in sorted(bundle.files.items())]
     if bundle.is_break_glass:
         payload["break_glass"] = {"reason": bundle.reason, "until": bundle.until}
     data = json.dumps(payload, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
@@ -89,8 +97,10 @@ def open_bundle(data: bytes, keys: Iterable[PublicKey], threshold: int) -> Bundl
 def _parse(payload: bytes, signers: frozenset[str]) -> Bundle:
     try:
         value = json.loads(payload)
-        if value["format"] != _FORMAT:
-            raise BundleError("malformed", f"format {_FORMAT} was expected")
+        if value["format"] not in (_FORMAT, _WITH_FILES):
+            raise BundleError("malformed", f"format {_FORMAT} or {_WITH_FILES} was expected")
+        carried = value["files"] if value["format"] == _WITH_FILES else []
+        files = {each["name"]: b64decode(each["base64"], validate=True) for each in carried}
         listed = value["documents"]
         documents = {each["name"]: each["text"] for each in listed}
         glass = value.get("break_glass") or {}
@@ -105,17 +115,20 @@ def _parse(payload: bytes, signers: frozenset[str]) -> Bundle:
             float(until),
             "sha256:" + hashlib.sha256(payload).hexdigest(),
             signers,
+            files,
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise BundleError("malformed", "the signed payload is no bundle") from exc
-    texts = all(isinstance(text, str) for pair in documents.items() for text in pair)
+    texts = all(isinstance(text, str) for pair in documents.items() for text in pair) and all(isinstance(name, str) for name in files)
     whole = isinstance(bundle.version, int) and not isinstance(bundle.version, bool) and bundle.version > 0
     if not (texts and whole and isinstance(bundle.name, str) and bundle.name and isinstance(reason, str)):
         raise BundleError("malformed", "name, version and documents of a bundle were expected")
     if len(documents) != len(listed) or not 0 < len(documents) <= _MAX_DOCUMENTS:
         raise BundleError("malformed", f"1 to {_MAX_DOCUMENTS} documents with different names were expected")
-    if any(name.startswith((".", "/")) or "\\" in name or ".." in name.split("/") for name in documents):
-        raise BundleError("malformed", "a document's name leads out of the bundle")
+    if len(files) != len(carried) or len(files) > _MAX_FILES or not files.keys().isdisjoint(documents):
+        raise BundleError("malformed", f"at most {_MAX_FILES} files with names of their own were expected")
+    if any(name.startswith((".", "/")) or "\\" in name or ".." in name.split("/") for name in (*documents, *files)):
+        raise BundleError("malformed", "a name leads out of the bundle")
     if "break_glass" in value and not (bundle.until > 0 and reason.strip()):
         raise BundleError("malformed", "break-glass needs a reason and an end")
     return bundle

@@ -19,7 +19,17 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from meshguard.model.errors import MeshguardError
 
-__all__ = ["Envelope", "PublicKey", "SignatureError", "load_private_key", "load_public_keys", "parse_envelope", "sign", "verify"]
+__all__ = [
+    "Envelope",
+    "PrivateKey",
+    "PublicKey",
+    "SignatureError",
+    "load_private_key",
+    "load_public_keys",
+    "parse_envelope",
+    "sign",
+    "verify",
+]
 
 PrivateKey = ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey
 _MAX_SIGNATURES = 64

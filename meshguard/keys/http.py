@@ -7,30 +7,21 @@ service. Redirects are an error: a credential must not follow one.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import h11
 
 from meshguard.keys.provider import KekError
+from meshguard.wire.one_exchange import Answer, OneExchange, is_loopback, port_of
 
 __all__ = ["MAX_ANSWER", "Answer", "HttpClient"]
 
 MAX_ANSWER = 1 << 20
 """Octets of an answer's body; a data key takes some hundreds."""
 _METADATA = ("169.254.169.254", "169.254.170.2", "169.254.170.23", "fd00:ec2::254", "fd00:ec2::23")
-
-
-class Answer(NamedTuple):
-    """`fields` by lower-case name."""
-
-    status: int
-    fields: Mapping[str, str]
-    body: bytes
 
 
 class HttpClient:
@@ -61,19 +52,14 @@ class HttpClient:
             context = self._context
         elif parts.scheme != "http" or not may_be_plain(host):
             raise ValueError("an https URL is needed (http only for loopback)")
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        reader, writer = await asyncio.open_connection(host, port, ssl=context, limit=64 * 1024)
+        reader, writer = await asyncio.open_connection(host, port_of(parts), ssl=context, limit=64 * 1024)
         try:
-            connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=64 * 1024)
-            headers = [("host", parts.netloc), *fields.items(), ("accept-encoding", "identity"), ("connection", "close")]
-            if body or method in ("POST", "PUT"):
-                headers.append(("content-length", str(len(body))))
-            target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-            data = connection.send(h11.Request(method=method, target=target, headers=headers)) or b""
-            data += connection.send(h11.Data(data=body)) or b"" if body else b""
-            writer.write(data + (connection.send(h11.EndOfMessage()) or b""))
+            exchange = OneExchange(method, parts, fields, body, MAX_ANSWER)
+            writer.write(exchange.request)
             await writer.drain()
-            return await _receive(connection, reader)
+            while (answer := exchange.receive(await reader.read(64 * 1024))) is None:
+                pass
+            return answer
         finally:
             writer.transport.abort()  # the exchange is over or broken: nothing is waited for
 
@@ -83,34 +69,9 @@ class HttpClient:
         return context
 
 
-async def _receive(connection: h11.Connection, reader: asyncio.StreamReader) -> Answer:
-    response: h11.Response | None = None
-    body = bytearray()
-    while True:
-        event = connection.next_event()
-        if event is h11.NEED_DATA:
-            connection.receive_data(await reader.read(64 * 1024))
-        elif isinstance(event, h11.Response):
-            response = event
-        elif isinstance(event, h11.Data):
-            body += event.data
-            if len(body) > MAX_ANSWER:
-                raise ValueError(f"an answer of more than {MAX_ANSWER} octets")
-        elif isinstance(event, h11.EndOfMessage) and response is not None:
-            fields = {name.decode("latin-1"): value.decode("latin-1") for name, value in response.headers}
-            return Answer(response.status_code, fields, bytes(body))
-        elif not isinstance(event, h11.InformationalResponse):
-            raise ValueError("the connection ended early")
-
-
 def may_be_plain(host: str) -> bool:
     """Loopback and instance metadata: what is sent there does not leave the machine."""
-    if host == "localhost" or host in _METADATA:
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return host in _METADATA or is_loopback(host)
 
 
 def _origin(url: str) -> str:

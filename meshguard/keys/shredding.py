@@ -19,7 +19,7 @@ from meshguard.fields.keyset import KeyState
 from meshguard.keys.records import KeysetRecord, record_values, timestamp
 from meshguard.model.errors import KeysetError
 
-__all__ = ["proof_of", "signed"]
+__all__ = ["proof_of", "record_digest", "signed"]
 
 
 def proof_of(before: KeysetRecord, after: KeysetRecord, now: float) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def proof_of(before: KeysetRecord, after: KeysetRecord, now: float) -> dict[str,
         wrapped = [held[version].wrapped for version in versions] + [before.tenants[name].wrapped for name in tenants]
         proof["provider"] = before.provider
         proof["destroyed_sha256"] = [sha256(item.encode()).hexdigest() for item in wrapped]
-        proof["before_sha256"], proof["after_sha256"] = _digest(before), _digest(after)
+        proof["before_sha256"], proof["after_sha256"] = record_digest(before), record_digest(after)
     return proof
 
 
@@ -53,7 +53,8 @@ def signed(proof: dict[str, Any], signer: Path) -> str:
     return f"{content}.{_base64(key.sign(content.encode()))}\n"
 
 
-def _digest(record: KeysetRecord) -> str:
+def record_digest(record: KeysetRecord) -> str:
+    """SHA-256 of a keyset file with wrapped keys, whatever its layout."""
     return sha256(json.dumps(record_values(record), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

@@ -9,7 +9,8 @@ Two schemas share the ledger; each object says its own.
 
 `meshguard.event/1`, what happened to the proxy and to the ledger itself
     at, time    as above; time: RFC 3339, UTC, microseconds
-    event       start, stop, policy, identity, clock, repair, trouble, gap, recovered, key, expired, and those of later parts
+    event       start, stop, policy, identity, clock, repair, trouble, gap, recovered, key, expired, reload, bundle, break_glass,
+                quarantine, controls, key_destroyed, and those of later parts
     data        an object, per event
 """
 

@@ -12,7 +12,7 @@ OCSF_VERSION = "1.3.0"
 API_ACTIVITY, HTTP_ACTIVITY = 6003, 4002
 # activity_id of 6003: create, read, update, delete; of 4002: one per method
 _API = {"POST": 1, "GET": 2, "HEAD": 2, "OPTIONS": 2, "QUERY": 2, "PUT": 3, "PATCH": 3, "DELETE": 4}
-_HTTP = {"CONNECT": 1, "DELETE": 2, "GET": 3, "HEAD": 4, "OPTIONS": 5, "POST": 6, "PUT": 7, "TRACE": 8, "PATCH": 9}
+_HTTP = {"CONNECT": 1, "DELETE": 2, "GET": 3, "HEAD": 4, "OPTIONS": 5, "POST": 6, "PUT": 7, "TRACE": 8}
 _OTHER = 99
 _HIDDEN = ["/input/query", "/input/headers", "/input/body"]
 
@@ -34,11 +34,11 @@ def ocsf(entry: Mapping[str, Any], class_uid: int = API_ACTIVITY) -> dict[str, A
     made: dict[str, Any] = {
         "action_id": 1 if allowed else 2 if denied else _OTHER,
         "activity_id": activity,
-        "actor": {"user": {"uid": who.get("principal", ""), "type_id": 3 if who.get("principal") else 0}},
+        "actor": {"user": {"uid": who["principal"], "type_id": 3} if who.get("principal") else {"name": "anonymous", "type_id": 0}},
         "category_uid": class_uid // 1000,
         "class_uid": class_uid,
         "disposition_id": 1 if allowed else 2 if denied else _OTHER,
-        "dst_endpoint": {"hostname": what.get("host", ""), "port": what.get("port", 0), "svc_name": what.get("cluster", "")},
+        "dst_endpoint": _told({"hostname": what.get("host"), "port": what.get("port"), "svc_name": what.get("cluster")}),
         "duration": outcome.get("duration_us", 0) // 1000,
         "http_request": {
             "http_method": method,
@@ -53,15 +53,18 @@ def ocsf(entry: Mapping[str, Any], class_uid: int = API_ACTIVITY) -> dict[str, A
             "uid": entry.get("id", ""),
             "version": OCSF_VERSION,
         },
-        "policy": {"name": why.get("rule", ""), "uid": why.get("policy_digest", ""), "version": str(why.get("policy_revision", ""))},
         "severity_id": 1 if allowed else 2 if denied else 3,
-        "src_endpoint": {"ip": who.get("address", ""), "port": who.get("port", 0)},
+        "src_endpoint": _told({"ip": who.get("address"), "port": who.get("port")}),
         "status_code": str(status),
         "status_detail": why.get("reason", ""),
         "status_id": 1 if allowed and 0 < status < 400 else 2,
         "time": int(moment.timestamp()) * 1000 + moment.microsecond // 1000,
         "type_uid": class_uid * 100 + activity,
     }
+    if activity == _OTHER:
+        made["activity_name"] = method or "unreadable"
+    if why.get("rule") or why.get("policy_digest"):
+        made["policy"] = _told({"name": why.get("rule"), "uid": why.get("policy_digest"), "version": str(why.get("policy_revision", ""))})
     if who.get("subject"):
         made["actor"]["session"] = {"credential_uid": who["subject"]}
     if class_uid == API_ACTIVITY:
@@ -69,9 +72,15 @@ def ocsf(entry: Mapping[str, Any], class_uid: int = API_ACTIVITY) -> dict[str, A
             "operation": f"{method} {what.get('path', '')}",
             "request": {"uid": entry.get("id", "")},
             "response": {"code": status, "error": why.get("reason", "")},
-            "service": {"name": what.get("cluster") or what.get("host", "")},
+            "service": {"name": what.get("cluster") or what.get("host") or "meshguard"},
         }
     return made
+
+
+def _told(values: dict[str, Any]) -> dict[str, Any]:
+    """What of an endpoint or policy is known; the schema asks for at least one of its names."""
+    known = {name: value for name, value in values.items() if value}
+    return known if known.keys() - {"port", "version"} else {**known, "name": "unknown"}
 
 
 def opa(entry: Mapping[str, Any], labels: Mapping[str, str]) -> dict[str, Any]:

@@ -109,7 +109,8 @@ class Verifier:
             if leaves is not None and first < size:
                 self.add(Finding("inserted", first, f"the segment before this one holds {size - first} entries too many"))
             else:
-                self.add(Finding("deleted", size, f"the entries up to {first} are missing: a segment is not there"))
+                before = f"; those from {self._good.size} on cannot be judged without them" if self._good.size < size else ""
+                self.add(Finding("deleted", size, f"the entries up to {first} are missing{before}"))
             self._broken = True
         if leaves is not None and not self._broken and (header is None or header.root() != self._tree.root()):
             self.add(Finding("damaged_header", first, "the header of its segment does not fit the entries before it", exact=False))

@@ -17,6 +17,8 @@ __all__ = [
     "RequestError",
     "UpstreamError",
     "UsageError",
+    "WithheldError",
+    "withheld",
 ]
 
 
@@ -25,7 +27,10 @@ class MeshguardError(Exception):
 
 
 class RequestError(MeshguardError):
-    """A request is refused with `reason`; `detail` is for the record, never for the client."""
+    """A request is refused with `reason`; `detail` is for the record, never for the client. `content_type` is what an HTTP/2 head that
+    could not be taken had said: the answer is given in the client's own terms."""
+
+    content_type = b""
 
     def __init__(self, reason: Reason, detail: str = "") -> None:
         super().__init__(f"{reason.code}: {detail}" if detail else reason.code)
@@ -52,6 +57,16 @@ class UsageError(MeshguardError):
 
 class KeysetError(MeshguardError):
     """A key is unknown, disabled, destroyed or unavailable. Never carries key material."""
+
+
+class WithheldError(MeshguardError):
+    """Stands for an exception whose words are not told."""
+
+
+def withheld(exc: BaseException) -> WithheldError:
+    """The kind of an exception and the way it came, without its words and those of its causes: of a message that is looked into they
+    may quote what is protected (`invalid literal for int() with base 10: '4111...'`)."""
+    return WithheldError(type(exc).__name__).with_traceback(exc.__traceback__)
 
 
 class Problem:

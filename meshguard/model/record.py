@@ -7,7 +7,7 @@ wall-clock time, span objects, JSON) is derived off the path.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from meshguard.model.messages import RequestHead
 from meshguard.model.principal import Principal
@@ -34,6 +34,8 @@ class FieldOperation:
 class PeerFacts(Protocol):
     """Facts of a downstream connection, shared by its exchanges."""
 
+    told: tuple[Any, ...] | None  # what the decision record keeps of it, as text
+
     @property
     def listener(self) -> str: ...  # name of the listener
     @property
@@ -59,6 +61,8 @@ class PeerFacts(Protocol):
 class PlanFacts(Protocol):
     """What was derived from method, authority and target: shared by equal requests."""
 
+    told: tuple[Any, ...] | None  # what the decision record keeps of it, as text
+
     @property
     def method(self) -> str: ...  # as sent
     @property
@@ -75,6 +79,14 @@ class PlanFacts(Protocol):
     def cluster(self) -> str: ...  # name of the cluster, "" when none
     @property
     def policy_revision(self) -> int: ...
+    @property
+    def extra(self) -> bool: ...  # one of the three that follow is there
+    @property
+    def fallback(self) -> Any: ...  # what the route has instead of its cluster, or None
+    @property
+    def candidate(self) -> Any: ...  # what is known of a candidate policy's answer, None where none is configured
+    @property
+    def controls(self) -> Any: ...  # `telemetry.controls.Citations` where packs are configured, else None
 
 
 class WebSocketFacts(Protocol):
@@ -106,6 +118,8 @@ class RequestRecord(Protocol):
     def plan(self) -> PlanFacts | None: ...  # None when the target was refused
     @property
     def verdict(self) -> Permit | Denial | None: ...  # None when refused before the decision
+    @property
+    def body_judged(self) -> bool: ...  # rules have looked at the body
     @property
     def refusal(self) -> Reason | None: ...  # why meshguard answered itself, None when the upstream's answer was passed on
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from meshguard.model.reasons import Reason
 
-__all__ = ["Denial", "NearMiss", "Permit", "ShadowResult"]
+__all__ = ["CandidateResult", "Denial", "NearMiss", "Permit", "ShadowResult"]
 
 
 class ShadowResult:
@@ -21,9 +21,23 @@ class ShadowResult:
         self.effect = effect
 
 
+class CandidateResult:
+    """What a candidate policy would have made of a request: `effect` is `same`, `would_allow`, `would_deny` or `error` (of the candidate
+    itself); by which rule, or for which `reason` (a code) and how far from the `nearest` rule."""
+
+    __slots__ = ("effect", "nearest", "policy_digest", "reason", "rule_id")
+
+    def __init__(self, effect: str, rule_id: str = "", reason: str = "", nearest: str = "", policy_digest: str = "") -> None:
+        self.effect = effect
+        self.rule_id = rule_id
+        self.reason = reason
+        self.nearest = nearest
+        self.policy_digest = policy_digest
+
+
 class NearMiss:
     """The allow rule that came closest, the `condition` that failed (`principal`, `method`, `path`, `port`, `host`, `header`,
-    `claim`, `time`) and `detail` for the record."""
+    `claim`, `time`, `chain`, `body`, `expression`) and `detail` for the record."""
 
     __slots__ = ("condition", "detail", "rule_id")
 

@@ -20,6 +20,8 @@ __all__ = ["NOT_YET", "Application", "Channel", "PlainChannel", "TlsChannel"]
 
 _RECORD = 16384
 """Largest TLS record: reading in pieces of this size empties one per call."""
+_PIECE = 65536
+"""Octets that a memory BIO is given at once: it keeps what it has grown to."""
 HIGH_WATER = 65536
 """Octets in a write buffer before the application is paused (security.md 6)."""
 
@@ -299,8 +301,13 @@ class TlsChannel(Channel):
             self.transport.write(self._fill())
 
     def _send(self, data: bytes) -> None:
-        # The only failure of a write to a memory BIO is a connection that is already shut down; the peer is gone then.
-        try:
+        try:  # it fails only where the connection is shut down already
+            if len(data) > _PIECE:
+                for start in range(0, len(data), _PIECE):
+                    self._seal(memoryview(data)[start : start + _PIECE])
+                    if not self._aborted:  # a write may tell the application to pause
+                        self.transport.write(self._fill())
+                return
             self._seal(data)
         except ssl.SSLError:
             self.abort()
@@ -318,6 +325,12 @@ class TlsChannel(Channel):
         return self._incoming.pending > 0
 
     def data_received(self, data: bytes) -> None:
+        if len(data) > _PIECE and self.established:
+            view = memoryview(data)
+            for start in range(0, len(data), _PIECE):
+                self._feed(view[start : start + _PIECE])
+                self._drain()
+            return
         self._feed(data)
         if not self.established:
             self._handshake()

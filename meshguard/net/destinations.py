@@ -214,11 +214,12 @@ class Destinations:
         moved = (settings.address, settings.original) != (self.settings.address, self.settings.original)
         self.settings, self._tls_of, self._new_connector, self._guard = settings, tls_of, new_connector, guard
         for key, member in list(self._members.items()):
+            refused = False
             try:
                 member.connector.tls = tls_of(member.host)
             except RequestError:
-                moved = True
-            if moved:
+                refused = True  # this host can no longer be identified; the others can
+            if moved or refused:
                 self._close(key)  # its next request opens it anew, under the new settings or not at all
                 continue
             cluster = member.cluster

@@ -2,9 +2,8 @@
 
 Theory of operation. The engine calls the sink methods while it reads; what it has to write is taken once per turn of the loop. Each
 request is an `Http2Stream` with an exchange of its own. When much waits for the client (its windows are shut, or it does not read), the
-connection is *full*: all its upstreams are paused and further requests begin later, so that what it holds is bounded. The end is in two
-steps (section 6.8): a GOAWAY that announces it, half a second in which requests on their way are still served, then the last one; the
-connection closes when its streams are over.
+connection is *full*: all its upstreams pause and further requests begin later, but for those whose turn it is (`http2_turns`). The end
+is in two steps (section 6.8): a GOAWAY that announces it, half a second in which requests on their way are served, then the last one.
 """
 
 from __future__ import annotations
@@ -18,12 +17,14 @@ from typing import Any
 
 from meshguard.model.errors import RequestError
 from meshguard.model.messages import RequestHead
+from meshguard.model.reasons import REQUEST_TIMEOUT
 from meshguard.net.channel import HIGH_WATER, NOT_YET, Channel
 from meshguard.net.http2_stream import Http2Stream, MuteStream
+from meshguard.net.http2_turns import AT_A_LOOK, Turns
 from meshguard.net.limits import ConnectionLimits
 from meshguard.net.stream import Handler, Stream
 from meshguard.wire.events import RequestEngine
-from meshguard.wire.http2.engine import CANCEL, NO_ERROR, ServerEngine, ServerSink
+from meshguard.wire.http2.engine import CANCEL, ENHANCE_YOUR_CALM, NO_ERROR, ServerEngine, ServerSink
 
 __all__ = ["Http2Connection"]
 
@@ -33,10 +34,10 @@ _GRACE_S = 0.5
 """Between the GOAWAY that announces the end and the last one: a request on its way is served meanwhile."""
 _LAST_WORDS_S = 1.0
 """How long a connection that was cut may take to read why."""
-_TRIED = 8
-"""Streams that are let through while a connection is full."""
 _FULL = 8 * HIGH_WATER
 """Octets that wait for one client, on all its streams, before those that it does not read pause and new requests wait."""
+_BRIM = 2 * _FULL
+"""The same, before nothing at all is let through any more."""
 _ANY_STREAM = 2**31 - 1
 
 
@@ -48,7 +49,9 @@ class Http2Connection:
     __slots__ = (
         "_announced",
         "_begun",
+        "_block",
         "_blocked_at",
+        "_born",
         "_closing",
         "_dirty",
         "_handler",
@@ -58,7 +61,7 @@ class Http2Connection:
         "_since",
         "_soon",
         "_streams",
-        "_tried",
+        "_turns",
         "_unwanted",
         "blocked",
         "channel",
@@ -86,14 +89,15 @@ class Http2Connection:
         self._streams: dict[int, Http2Stream] = {}
         self._later: deque[Http2Stream] = deque()  # requests that begin in a later turn
         self._begun = 0
-        self._since = monotonic()  # without a stream
+        self._since = self._born = monotonic()  # without a stream; `_born` until the first one is over
         self._announced = 0.0  # when the end was announced
         self._closing = False  # the last GOAWAY is out: the end of the last stream closes
         self._dirty = False  # the engine has something to write
         self._reading = False
         self._unwanted = False
         self._blocked_at = 0.0
-        self._tried = 0
+        self._block = (0, 0.0)  # a stream whose head has begun and not ended, and when the sweep saw it first
+        self._turns: Turns | None = None  # while the connection is full
         self.blocked = False  # the client does not read what was written
 
     # -- the channel ----------------------------------------------------------------------------------------------------
@@ -104,7 +108,7 @@ class Http2Connection:
             channel.abort()
 
     def connected(self, channel: Channel) -> None:
-        self._since = monotonic()
+        self._since = self._born = monotonic()
         self._soon = asyncio.get_running_loop().call_soon
         self.peer = self._handler.welcome(self, channel)
         self.engine.start()
@@ -134,8 +138,8 @@ class Http2Connection:
         """The client closed its side: what came in full is answered, nothing more comes."""
         self._closing = True
         for stream in list(self._streams.values()):
-            if not stream.client_done:
-                stream.gone("the client closed its side inside the body")
+            if not stream.client_done or stream.waits:  # what waits needs a window that nobody can open any more
+                stream.gone("the client closed its side")
                 self.over(stream, CANCEL)
         if not self._streams:
             self._close()
@@ -172,11 +176,16 @@ class Http2Connection:
 
     def measure(self) -> None:
         """Is too much waiting for the client? Pauses or resumes all upstreams on a change."""
-        full = self.blocked or self.waiting > _FULL
-        if full == self.full:
+        self.full = full = self.blocked or self.waiting > _FULL
+        turns = self._turns
+        if not full:
+            if turns is None:
+                return
+            self._turns = None
+        elif turns is None:
+            self._turns = Turns(self.waiting > _BRIM)
+        elif not turns.rises(self.waiting > _BRIM):
             return
-        self.full = full
-        self._tried = 0
         for stream in list(self._streams.values()):
             exchange = stream.stream
             if exchange is None:
@@ -190,16 +199,17 @@ class Http2Connection:
         if not full and self._later:
             self._soon(self._go_on)
 
-    def _let_through(self) -> None:
-        """On a full connection a stream that had nothing waiting may be one that its client reads: the oldest of them are tried, one at
-        each look. One that is not read brings one read of its upstream at most, so their number is bounded."""
-        for stream in list(self._streams.values()):
-            exchange = stream.stream
-            if stream.stalled and exchange is not None and not stream.waits:
-                stream.stalled = False
-                self._tried += 1
-                exchange.resume()
-                break
+    def _let_through(self, turns: Turns, now: float) -> None:
+        """A look at a full connection, see `http2_turns`: those whose turn it is go on, or the one that keeps all others waiting ends."""
+        streams = list(self._streams.values())
+        unread = turns.unread(streams, bool(self._later), now - self._limits.body_idle_s, now)
+        if unread is not None:
+            unread.gone("the client does not read it, and others wait", "deadline")
+            self.over(unread, CANCEL)
+        elif not turns.brimful:
+            for _ in range(min(len(self._later), AT_A_LOOK)):
+                self._begin_next()
+            turns.let_through(streams)
 
     # -- the engine (ServerSink) ----------------------------------------------------------------------------------------
 
@@ -229,17 +239,19 @@ class Http2Connection:
         self._begun = 0
         later = self._later
         while later and not self.full and self._begun < self._limits.requests_per_turn:
-            door = later.popleft()
-            door.postponed = False
-            if door.head is None:
-                continue
+            self._begin_next()
+        if later and not self.full:
+            self._soon(self._go_on)
+        self.wake()
+
+    def _begin_next(self) -> None:
+        door = self._later.popleft()
+        door.postponed = False
+        if door.head is not None:
             self._begun += 1
             door.request_held = False
             self._begin(door, door.head)
             door.begun()
-        if later and not self.full:
-            self._soon(self._go_on)
-        self.wake()
 
     def refused(self, stream: int, error: RequestError, answerable: bool) -> None:
         if answerable:
@@ -338,15 +350,28 @@ class Http2Connection:
                 self._close()
                 return
             self.wake()
-        if self.full and not self.blocked and self._tried < _TRIED:
-            self._let_through()
+        if self.peer is None:  # still shaking hands
+            if now - self._since > limits.handshake_s:
+                self.channel.abort()
+            return
+        if self._turns is not None and not self.blocked:
+            self._let_through(self._turns, now)
         if self.blocked and now - self._blocked_at > limits.idle_s:
             self._abandon_streams("the client does not read", "deadline")
             self.channel.abort()
             return
         for stream in list(self._streams.values()):
             stream.expire(now, limits.idle_s)
-        if not self._streams and now - self._since > limits.idle_s and not self._announced:
+        block = self.engine.open_block
+        if block != self._block[0]:
+            self._block = (block, now)
+        elif block and now - self._block[1] > limits.head_s:
+            self.refused(block, RequestError(REQUEST_TIMEOUT, "head"), False)
+            self.engine.goaway(ENHANCE_YOUR_CALM)
+            self.failed(ENHANCE_YOUR_CALM, "a head that does not end")
+            return
+        quiet_s = limits.head_s if self._since == self._born else limits.idle_s  # a first request is waited for as on HTTP/1.1
+        if not self._streams and now - self._since > quiet_s and not self._announced:
             self._announce()
 
     def finish(self) -> None:
@@ -382,9 +407,12 @@ class Http2Connection:
     def recall(self, overstays: Callable[[Stream], bool]) -> bool:
         """Ends the streams that the policy no longer allows. The connection goes on: false."""
         for door in list(self._streams.values()):
-            if door.stream is not None and overstays(door.stream) and not door.stream.dismiss("policy_denied", "revoked"):
-                door.gone("policy_denied", "revoked")
-                self.over(door, CANCEL)
+            if door.stream is not None and overstays(door.stream):
+                if not door.stream.dismiss("policy_denied", "revoked"):
+                    door.gone("policy_denied", "revoked")
+                    self.over(door, CANCEL)
+                elif door.waits:  # its last words are behind what it has not read: not for long
+                    door.since -= max(0.0, self._limits.idle_s - _LAST_WORDS_S)
         return False
 
     def cut(self, why: str) -> None:

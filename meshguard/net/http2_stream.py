@@ -264,7 +264,8 @@ class Http2Stream:
         head = self.head
         if not body or (head is not None and head.method == b"HEAD"):
             described = b"content-length: %d\r\n" % len(body) if body else b""
-            engine.send_head(self.id, reason.status if body else 200, date + block + described, True)
+            trailers_only = not body and b"\r\ngrpc-status: " in block
+            engine.send_head(self.id, 200 if trailers_only else reason.status, date + block + described, True)
         else:
             waits = engine.send_whole(self.id, reason.status, date + block, body)
             if waits:

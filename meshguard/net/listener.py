@@ -11,7 +11,7 @@ import socket
 import ssl
 from collections.abc import Callable, Sequence
 from time import monotonic, time
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from meshguard.model.reasons import PLAINTEXT_REFUSED
 from meshguard.net.channel import Application, Channel, PlainChannel, TlsChannel
@@ -19,6 +19,10 @@ from meshguard.net.limits import ConnectionLimits
 from meshguard.net.listening import bind
 from meshguard.net.stream import Stream
 from meshguard.wire.events import RequestEngine
+
+if TYPE_CHECKING:
+    from meshguard.net.census import Row
+    from meshguard.net.passing import Passing
 
 __all__ = ["SWEEP_S", "Door", "Listener", "ServerDoor", "TlsGate"]
 
@@ -66,13 +70,15 @@ class ServerDoor(Door, Protocol):
 class TlsGate:
     """What a listener lets in. `context` is None for plaintext; it is replaced whole on rotation, so that new handshakes use the new
     one. `plaintext_until` (epoch seconds) ends plaintext where it is only permitted for a time: beside TLS, or alone (0: no end).
-    `limit` bounds the connections; `buffer_bytes` is the high-water mark of what waits to be written to one."""
+    `limit` bounds the connections, with `overall` those of all workers together; `buffer_bytes` is the high-water mark of what waits to be
+    written to one."""
 
-    __slots__ = ("buffer_bytes", "context", "limit", "plaintext_until")
+    __slots__ = ("buffer_bytes", "context", "limit", "overall", "plaintext_until")
 
     def __init__(self, context: ssl.SSLContext | None, limit: int, plaintext_until: float = 0.0, buffer_bytes: int = 65536) -> None:
         self.context = context
         self.limit = limit
+        self.overall = False
         self.plaintext_until = plaintext_until
         self.buffer_bytes = buffer_bytes
 
@@ -97,6 +103,8 @@ class Listener(Generic[D]):
         self.gate = gate
         self.refused = 0
         self.accepted = 0
+        self.row: Row | None = None  # where several workers serve
+        self.passing: Passing | None = None
         self._new_door = new_door
         self._on_load = on_load  # told the share of the limit that is in use
         self._doors = doors
@@ -157,23 +165,56 @@ class Listener(Generic[D]):
         return len(self._doors)
 
     def _accept(self) -> asyncio.Protocol:
+        """The protocol of a new connection: our own, or that of one which goes to a worker with fewer."""
+        row, passing = self.row, self.passing
+        if row is not None and passing is not None:
+            to = passing.target(row, len(self._doors))
+            if to >= 0:
+                return passing.sender(self.name, to, self.welcome)
+        return self.welcome()
+
+    def welcome(self) -> asyncio.Protocol:
+        """The protocol of a connection that is served here, or refused."""
         gate = self.gate
         ended = gate.context is None and gate.plaintext_until and time() >= gate.plaintext_until
-        if ended or len(self._doors) >= gate.limit:
+        own = len(self._doors) + 1
+        count = own + self._others(own)
+        if ended or count > gate.limit:
             self.refused += 1
+            if self.row is not None:
+                self.row.set(own - 1)
             return _Refused()
         self.accepted += 1
         door = self._new_door()
         self._doors.add(door)
-        self._on_load(len(self._doors) / gate.limit)
+        self._on_load(count / gate.limit)
+        if self._sweep is not None and not self._servers:  # it was on its way here when this worker stopped to accept
+            asyncio.get_running_loop().call_later(SWEEP_S, door.wind_down)
         if gate.context is None:
             return PlainChannel(door, gate.buffer_bytes)
         if gate.plaintext_until > time():
             return _Sniffer(door, gate)
         return TlsChannel(door, gate.context, plaintext_answer=_PLAINTEXT_ANSWER, buffer_bytes=gate.buffer_bytes)
 
+    def _others(self, own: int) -> int:
+        """Connections of other workers that count here, where this one has `own`. It says so first: of two workers that take the last
+        place at the same moment none may see only itself."""
+        row = self.row
+        if row is None:
+            return 0
+        row.set(own)
+        if not self.gate.overall:
+            return 0
+        others = row.others()
+        if own + others > self.gate.limit:
+            row.bury()
+            others = row.others()
+        return others
+
     def _look(self) -> None:
         now = monotonic()
+        if self.passing is not None:
+            self.passing.beat(now)
         for door in list(self._doors):
             try:
                 door.expire(now)
@@ -181,7 +222,8 @@ class Listener(Generic[D]):
                 # the outermost loop of the sweep: one connection's trouble must not end the deadlines of all others
                 log.exception("a deadline could not be applied")
                 door.abandon("internal error")
-        self._on_load(len(self._doors) / self.gate.limit)
+        own = len(self._doors)
+        self._on_load((own + self._others(own)) / self.gate.limit)
         self._sweep = asyncio.get_running_loop().call_later(SWEEP_S, self._look)
 
     def stop_accepting(self) -> None:

@@ -8,7 +8,7 @@ request is refused, because otherwise a proxy that forgets the field would lend 
 from __future__ import annotations
 
 from copy import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from meshguard.identity.spiffe import parse_spiffe_id
 from meshguard.model.errors import IdentityError, RequestError
@@ -19,11 +19,13 @@ from meshguard.wire.xfcc import last_element
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from meshguard.net.stream import Stream
+    from meshguard.pipeline.exchange import Exchange
     from meshguard.pipeline.peer import Peer
     from meshguard.pipeline.snapshot import Snapshot
     from meshguard.policy.quarantine import Quarantine
 
-__all__ = ["caller_of"]
+__all__ = ["caller_of", "exchange_of"]
 
 _CALLERS = 256
 _REMEMBERED = 2048
@@ -37,7 +39,7 @@ def caller_of(peer: Peer, specials: Sequence[tuple[bytes, bytes]], snapshot: Sna
     if known is not None:
         return known
     made = copy(peer)
-    made.callers = None
+    made.callers = made.told = None
     made.principal = principal = _principal(value, peer.principal, snapshot)
     made.proxy = peer.principal.spiffe_id if peer.principal is not None else ""
     made.table = snapshot.table(snapshot.listeners[peer.listener], principal)
@@ -47,6 +49,11 @@ def caller_of(peer: Peer, specials: Sequence[tuple[bytes, bytes]], snapshot: Sna
             peer.callers.clear()
         peer.callers[value] = made
     return made
+
+
+def exchange_of(stream: Stream) -> Exchange:
+    """What the journey has put there, or the tunnel that it has become."""
+    return cast("Exchange", getattr(stream, "owner", stream))
 
 
 def _principal(value: bytes, proxy: Principal | None, snapshot: Snapshot) -> Principal:

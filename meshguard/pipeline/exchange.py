@@ -14,24 +14,24 @@ import logging
 from time import monotonic
 from typing import TYPE_CHECKING, cast
 
-from meshguard.model.errors import RequestError
+from meshguard.model.errors import RequestError, withheld
 from meshguard.model.messages import CHUNKED, NO_BODY, ResponseHead
 from meshguard.model.reasons import (
     BODY_TOO_LARGE,
     GRPC_NEEDS_HTTP2,
+    IDENTITY_REVOKED,
     INTERNAL_ERROR,
     LEDGER_UNAVAILABLE,
-    REQUEST_TIMEOUT,
+    REASONS,
     UPGRADE_NOT_SUPPORTED,
     UPSTREAM_RESET,
-    UPSTREAM_TIMEOUT,
     Reason,
 )
 from meshguard.model.verdicts import Permit
 from meshguard.net.cluster.endpoint import Connection
-from meshguard.pipeline.refusal import answer_of, problem_response
+from meshguard.pipeline.deadlines import TimedExchange
+from meshguard.pipeline.refusal import answer_of, last_words, problem_response
 from meshguard.pipeline.repeat import repeatable
-from meshguard.pipeline.state import ExchangeState
 
 if TYPE_CHECKING:
     from meshguard.net.cluster.cluster import Cluster
@@ -45,7 +45,7 @@ __all__ = ["Exchange"]
 log = logging.getLogger(__name__)
 
 
-class Exchange(ExchangeState):
+class Exchange(TimedExchange):
     """See the module."""
 
     __slots__ = ()
@@ -115,7 +115,13 @@ class Exchange(ExchangeState):
         """The cluster has no connection to give (Call interface)."""
         if not self.ended:
             self._cluster = None
-            self.refuse(reason, detail)
+            plan, table = self.plan, self.peer.table
+            if plan is not None and plan.fallback is not None and table is not None:
+                self._cluster = plan.fallback.elsewhere(self, reason, detail, table.snapshot.clusters)
+            if self._cluster is not None:
+                self._cluster.submit(self)
+            else:
+                self.refuse(reason, detail)
 
     def request_data(self, data: bytes) -> None:
         self.request_bytes += len(data)
@@ -147,14 +153,6 @@ class Exchange(ExchangeState):
         if self._connection is not None:
             self._connection.flush()
 
-    @property
-    def request_complete(self) -> bool:
-        return self._request_complete
-
-    @property
-    def connection(self) -> Upstream | None:
-        return self._connection
-
     def inspection(self, journey: Journey) -> Inspection:
         """The bodies of this exchange, for a route with field rules."""
         if self._inspection is None:
@@ -170,11 +168,6 @@ class Exchange(ExchangeState):
     def send_body(self, data: bytes) -> None:
         if self._door is not None:
             self._door.send_data(data)
-
-    @property
-    def waiting_for_client(self) -> bool:
-        """The next octet has to come from the client (and is not held back by us)."""
-        return not self._request_complete and not (self._door is not None and self._door.request_held)
 
     # -- the answer -----------------------------------------------------------------------------------------------------
 
@@ -269,8 +262,12 @@ class Exchange(ExchangeState):
         self.finish()
 
     def dismiss(self, why: str, kind: str) -> bool:
-        """An ordinary exchange has no last words (`net.stream.Stream`)."""
-        return False
+        """An ordinary exchange has no last words, a gRPC call has its status (`net.stream.Stream`)."""
+        if self.grpc_end is None or kind != "revoked":
+            return False
+        self.aborted = kind
+        self.refuse(REASONS.get(why, IDENTITY_REVOKED), why)
+        return True
 
     def response_data(self, data: bytes) -> None:
         self._touched = monotonic()
@@ -290,9 +287,7 @@ class Exchange(ExchangeState):
         """The response is whole: ends the downstream message, gives the connection back, finishes."""
         door = self._door
         self._response_complete = True
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.finish(self._request_complete)
+        self.release_upstream()
         if door is not None:
             keep = trailers and (self.grpc_end is not None or (self.plan is not None and self.plan.keep_trailers))
             trailers = self._inspection.trailers(self, "response", trailers) if keep and self._inspection is not None else trailers
@@ -312,9 +307,11 @@ class Exchange(ExchangeState):
     # -- failures -------------------------------------------------------------------------------------------------------
 
     def refuse(self, reason: Reason, detail: str = "") -> None:
-        """meshguard answers itself. After the response has begun there is only the abort."""
+        """meshguard answers itself. After the response has begun there is only the abort, or the trailers of a gRPC call."""
         if self.ended:
             return
+        if self.plan is not None and self.plan.fallback is not None and not self._response_sent:
+            reason = self.plan.fallback.instead(self, reason, self._cluster is not None and bool(self._cluster.barred))
         self.refusal, self.detail = reason, detail
         self._let_go()
         door, self._door = self._door, None
@@ -323,8 +320,12 @@ class Exchange(ExchangeState):
             return
         if self._response_sent:
             self.aborted = self.aborted or "upstream"
-            self.finish()
-            door.reset()
+            trailers = last_words(self, reason)
+            if self.finish(door if trailers else None) and trailers:
+                door.send_end(trailers)
+                door.exchange_over(self._request_complete)
+            else:
+                door.reset()
             return
         block, body = answer_of(self, reason)
         if not self.finish(door):
@@ -365,7 +366,8 @@ class Exchange(ExchangeState):
         if isinstance(exc, RequestError):
             self.refuse(exc.reason, exc.detail)
             return
-        log.error("exception in the journey", exc_info=exc, extra={"decision_id": self.decision_id})
+        told = exc if self._inspection is None else withheld(exc)
+        log.error("exception in the journey", exc_info=told, extra={"decision_id": self.decision_id})
         self.refuse(INTERNAL_ERROR, type(exc).__name__)
 
     def _let_go(self) -> None:
@@ -400,37 +402,6 @@ class Exchange(ExchangeState):
             self._door.release_request()
 
     # -- the end --------------------------------------------------------------------------------------------------------
-
-    def expire(self, now: float) -> None:
-        """One look by the sweep: applies the deadlines of the route."""
-        plan = self.plan
-        limits = self.peer.limits
-        if plan is None:
-            return
-        if plan.total_s and now - self.started > plan.total_s:
-            self._deadline(UPSTREAM_TIMEOUT, "total time")
-        elif self.deadline and now > self.deadline:
-            self._deadline(UPSTREAM_TIMEOUT, "grpc-timeout")
-        elif self.grpc_end is None and self.waiting_for_client:  # a call may be silent between two messages, see the last case
-            held_s = self._door.held_s if self._door is not None else 0.0  # that was our doing, not the client's
-            too_long = limits.body_total_s and now - self.started - held_s > limits.body_total_s
-            if now - self._touched > limits.body_idle_s or too_long:
-                self.aborted = "deadline"
-                self.refuse(REQUEST_TIMEOUT, "body")
-        elif self._connection is None:
-            return  # the cluster has its own deadlines for connecting and queueing
-        elif not self.answered and (self.grpc_end is None or self._request_complete):
-            if now - max(self.forwarded, self._touched) > plan.response_s:
-                self._deadline(UPSTREAM_TIMEOUT, "response head")
-        elif now - self._touched > limits.idle_s:
-            self._deadline(UPSTREAM_TIMEOUT, "no progress")
-
-    def _deadline(self, reason: Reason, detail: str) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.drop(reason)
-        self.aborted = "deadline"
-        self.refuse(reason, detail)
 
     def finish(self, door: Downstream | None = None) -> bool:
         """Records the exchange, once, before the (rest of the) answer goes to `door`. False: it is not on record, so no answer may go.

@@ -7,6 +7,7 @@ clients to UNAVAILABLE or UNKNOWN, and some of those are retried.
 from __future__ import annotations
 
 import re
+from binascii import b2a_base64
 from time import monotonic
 
 from meshguard.model.errors import RequestError
@@ -14,7 +15,7 @@ from meshguard.model.messages import RequestHead
 from meshguard.model.reasons import GRPC_TIMEOUT_MALFORMED, UPSTREAM_TIMEOUT, Reason
 from meshguard.wire.fields import field_values, remove_fields
 
-__all__ = ["is_grpc", "refusal_block", "with_deadline"]
+__all__ = ["is_grpc", "names_grpc", "refusal_block", "refusal_trailers", "with_deadline"]
 
 _TIMEOUT_FIELD = b"grpc-timeout"
 # Not `application/grpc-web`: that one is made for HTTP/1.1 and carries its trailers in the body.
@@ -31,6 +32,11 @@ def is_grpc(head: RequestHead) -> bool:
     """A gRPC call: over HTTP/2, with one of its content types."""
     block = head.block
     return head.minor == 2 and b"application/grpc" in block and (_USUAL_TYPE in block or _CONTENT_TYPE(block) is not None)
+
+
+def names_grpc(content_type: bytes) -> bool:
+    """The value of a `content-type` is one of gRPC's."""
+    return content_type.startswith(b"application/grpc") and _CONTENT_TYPE(b"\ncontent-type: %b\r" % content_type) is not None
 
 
 def with_deadline(block: bytes, started: float) -> tuple[float, bytes]:
@@ -60,10 +66,32 @@ def with_deadline(block: bytes, started: float) -> tuple[float, bytes]:
     return deadline, b"%bgrpc-timeout: %dm\r\n" % (rest, min(left_us // 1000, 10**8 - 1))
 
 
-def refusal_block(reason: Reason, decision_id: str) -> bytes:
-    """The only head of a refused call: trailers at the same time."""
-    message = _percent_encoded(f"{reason.title} ({reason.code}, decision {decision_id})")
-    return b"content-type: application/grpc\r\ngrpc-status: %d\r\ngrpc-message: %b\r\n" % (reason.grpc, message)
+def refusal_block(reason: Reason, decision_id: str, place: str = "") -> bytes:
+    """The only head of a refused call: trailers at the same time. The `place` of a violation is told as `google.rpc.BadRequest`."""
+    block = b"content-type: application/grpc\r\n" + refusal_trailers(reason, decision_id)
+    return block + _details(reason, _text(reason, decision_id), place) if place else block
+
+
+def refusal_trailers(reason: Reason, decision_id: str) -> bytes:
+    """What ends a call that is refused after its answer has begun."""
+    return b"grpc-status: %d\r\ngrpc-message: %b\r\n" % (reason.grpc, _percent_encoded(_text(reason, decision_id)))
+
+
+def _text(reason: Reason, decision_id: str) -> str:
+    return f"{reason.title} ({reason.code}, decision {decision_id})"
+
+
+def _details(reason: Reason, text: str, place: str) -> bytes:
+    """`grpc-status-details-bin`: a google.rpc.Status (code 1, message 2, details 3) with a BadRequest of one field violation."""
+    from meshguard.fields.protobuf_wire import varint  # few clients are told places
+
+    def field(number: int, octets: bytes) -> bytes:
+        return varint(number << 3 | 2) + varint(len(octets)) + octets
+
+    violation = field(1, place.encode()) + field(2, reason.title.encode())
+    packed = field(1, b"type.googleapis.com/google.rpc.BadRequest") + field(2, field(1, violation))
+    status = b"\x08%c" % reason.grpc + field(2, text.encode()) + field(3, packed)
+    return b"grpc-status-details-bin: %b\r\n" % b2a_base64(status, newline=False).rstrip(b"=")
 
 
 def _percent_encoded(text: str) -> bytes:

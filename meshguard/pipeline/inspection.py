@@ -10,11 +10,11 @@ reads the response, and the request goes to another proxy, which judges its own 
 
 from __future__ import annotations
 
+from functools import partial
 from secrets import token_bytes
-from time import time
 from typing import TYPE_CHECKING
 
-from meshguard.fields.transforms import WIRE, Reader, Transform
+from meshguard.fields.transforms import Transform, Transformed
 from meshguard.model.errors import RequestError, UpstreamError
 from meshguard.model.messages import CHUNKED, NO_BODY, ResponseHead
 from meshguard.model.reasons import (
@@ -26,216 +26,37 @@ from meshguard.model.reasons import (
     TENANT_UNKNOWN,
     Reason,
 )
-from meshguard.model.record import FieldOperation
 from meshguard.model.verdicts import Permit
-from meshguard.pipeline.facts import RequestFacts
-from meshguard.wire.fields import field_values, remove_fields
+from meshguard.pipeline.described import described, message_coding, without_old_body
+from meshguard.pipeline.request_inspection import RequestInspection
+from meshguard.wire.fields import remove_fields
 
 if TYPE_CHECKING:
-    from meshguard.fields.body_stream import BodyStream
     from meshguard.fields.representation import Representation
     from meshguard.pipeline.exchange import Exchange
-    from meshguard.pipeline.journey import Journey
-    from meshguard.pipeline.validation import BodyJudge
-    from meshguard.validation.contract import Check
 
 __all__ = ["Inspection"]
 
 _ONE_WRITE = 32768
 """Octets up to which a rewritten answer is on record once, whole; above it, like any streamed answer, also when it begins."""
 
-# A changed body makes these untrue (RFC 9110 section 8.8.3, RFC 9530).
-_OF_THE_OLD_BODY = (
-    *(b"etag", b"last-modified", b"accept-ranges", b"cache-control"),
-    *(b"content-md5", b"digest", b"content-digest", b"repr-digest"),
-)
-# A part of a document cannot be judged, and a coded one only after decoding: ask the upstream for the whole, as it is.
-_REPRESENTATION = (b"range", b"if-range", b"accept-encoding", b"if-none-match", b"if-modified-since", b"grpc-accept-encoding")
 _PRIVATE = b"cache-control: private, no-cache\r\n"
 
 
-class Inspection:
+class Inspection(RequestInspection):
     """The messages of one exchange."""
 
-    __slots__ = (
-        "_block",
-        "_body",
-        "_facts",
-        "_held",
-        "_journey",
-        "_judge",
-        "_outbound",
-        "_phase",
-        "_reader",
-        "_representation",
-        "_request_body",
-        "_response",
-        "_size",
-        "_stream",
-        "place",
-    )
-
-    def __init__(self, journey: Journey, exchange: Exchange) -> None:
-        self._journey = journey
-        self._phase = ""  # what of a body comes now: "request", "response", or "-stream" of these
-        self._body = bytearray()
-        self._size = 0
-        self._held = 0
-        self._request_body: bytes | None = None
-        self._response: ResponseHead | None = None
-        self._representation: Representation | None = None
-        self._stream: BodyStream | None = None
-        self._judge: BodyJudge | None = None  # of the request's body
-        self.place = ""  # where in the request its contract was broken
-        self._block = b""
-        self._facts = RequestFacts(exchange, time())
-        self._outbound: bool = exchange.peer.outbound
-        self._reader: Reader | None = journey.snapshot.own_reader if self._outbound else None
-
-    # -- request --------------------------------------------------------------------------------------------------------
-
-    def judge(self, exchange: Exchange, check: Check) -> bool:
-        """Judges the head by the route's contract; True when the body has to be judged too. Raises RequestError."""
-        from meshguard.pipeline.validation import InvalidRequest, judge_head
-
-        if exchange.head is None:
-            raise RequestError(INTERNAL_ERROR, "no head")
-        try:
-            self._judge = judge_head(check, exchange.head)
-        except InvalidRequest as error:
-            self._tell(exchange, error)
-            raise
-        return self._judge is not None
-
-    def prepare(self, exchange: Exchange) -> None:
-        """Before anything is sent: who will read the response, what the upstream is asked for, and the head of the request."""
-        plan, head, table = exchange.plan, exchange.head, exchange.peer.table
-        if plan is None or head is None or table is None or plan.fields is None:
-            raise RequestError(INTERNAL_ERROR, "no plan")
-        fields = plan.fields
-        if plan.inspects_response and self._reader is None:
-            principal = table.principal.spiffe_id if table.principal is not None else None
-            self._reader = Reader(table.binding.roles_with(self._facts.claims), principal)
-        block = head.block
-        if fields.response is not None:
-            exchange.block = block = remove_fields(block, _REPRESENTATION) + b"accept-encoding: identity\r\n"
-        if fields.request_head is not None:
-            query = plan.query
-            exchange.block, rewritten, operations = fields.request_head.apply(
-                block, query or b"", self._request_reader(), token_bytes, self._facts
-            )
-            exchange.operations = [*exchange.operations, *operations]
-            if query and rewritten != query:
-                target = b"?" + rewritten if rewritten else b""
-                exchange.line = plan.line.replace(b"?%b HTTP/1.1\r\n" % query, target + b" HTTP/1.1\r\n", 1)
-
-    def begin_request(self, exchange: Exchange) -> bool:
-        """True: the exchange waits until the body is whole."""
-        head, plan = exchange.head, exchange.plan
-        if head is None or plan is None:
-            raise RequestError(INTERNAL_ERROR, "no head or no plan")
-        streams = False
-        if plan.inspects_request:
-            transform = self._transform(exchange, "request")
-            self._representation = representation = transform.check_headers(*_representation(head.block))
-            streams = transform.streams(representation)
-        if streams:
-            limit = self._journey.budget.body_bytes
-            coding = _message_coding(head.block)
-            self._stream = transform.stream(representation, self._request_reader(), token_bytes, limit, self._facts, coding)
-            exchange.request_length = CHUNKED
-        elif head.length > self._journey.budget.body_bytes:
-            raise RequestError(BODY_OVER_LIMIT, f"content-length {head.length}")
-        self._phase = "request-stream" if streams else "request"
-        if head.expect:
-            exchange.send_continue()
-        return not streams
-
-    def takes_request(self, exchange: Exchange, data: bytes) -> bool:
-        if self._phase == "request-stream":
-            self._pass_on(exchange, data)
-            return True
-        if self._phase != "request":
-            return False
-        try:
-            self._gather(data)
-        except RequestError as error:
-            exchange.refuse(error.reason, error.detail)
-        return True
-
-    def ends_request(self, exchange: Exchange) -> bool:
-        """True: what follows the end is done here."""
-        if self._phase == "request-stream":
-            self._phase = ""
-            return not self._pass_on(exchange, None)
-        if self._phase != "request":
-            return False
-        from meshguard.pipeline.journey import inspect
-
-        self._phase = ""
-        try:
-            body, operations = self._request_whole(exchange)
-        except RequestError as error:
-            self._tell(exchange, error)
-            exchange.refuse(error.reason, error.detail)
-            return True
-        exchange.operations = [*exchange.operations, *operations]
-        exchange.request_length = len(body)
-        self._request_body = body
-        self._journey.resume(exchange, inspect)
-        return True
-
-    def _tell(self, exchange: Exchange, error: RequestError) -> None:
-        if exchange.plan is not None and exchange.plan.reports_place:
-            self.place = getattr(error, "place", "")
-
-    def _request_whole(self, exchange: Exchange) -> tuple[bytes, list[FieldOperation]]:
-        """The body to send. A contract describes the open values: it judges what the workload gets to see, or what it has written."""
-        judge, limit = self._judge, self._journey.budget.body_bytes
-        if judge is not None and self._outbound:
-            judge.judge(bytes(self._body), limit)
-        if exchange.plan is not None and exchange.plan.inspects_request:
-            body, operations = self._apply(self._transform(exchange, "request"), self._request_reader())
-        else:
-            body, operations = bytes(self._body), []
-            self._body = bytearray()
-            self._size = 0
-        if judge is not None and not self._outbound:
-            judge.judge(body, limit)
-        return body, operations
-
-    @property
-    def keeps_request(self) -> bool:
-        """The whole body is here, and goes to whichever connection is taken."""
-        return self._request_body is not None
-
-    def release_request(self, exchange: Exchange) -> None:
-        """The upstream connection is there: the rewritten body goes."""
-        if self._request_body is not None and exchange.connection is not None:
-            exchange.connection.send_data(self._request_body)
-
-    def _pass_on(self, exchange: Exchange, data: bytes | None) -> bool:
-        """A piece of a streamed request (None: its end) goes on; False when it was refused."""
-        stream = self._stream
-        try:
-            if stream is None:
-                raise RequestError(INTERNAL_ERROR, "no stream")
-            out = stream.finish() if data is None else stream.feed(data)
-            self._hold(stream.held)
-        except RequestError as error:
-            exchange.refuse(error.reason, error.detail)
-            return False
-        if out and exchange.connection is not None:
-            exchange.connection.send_data(out)
-        if data is None:
-            exchange.operations = [*exchange.operations, *stream.operations()]
-        return True
+    __slots__ = ()
 
     # -- response -------------------------------------------------------------------------------------------------------
 
     def begin_response(self, exchange: Exchange, head: ResponseHead, block: bytes) -> bool:
         """True: the response is taken over. Raises RequestError where it cannot be read."""
         plan = exchange.plan
+        if self._shadow is not None:
+            self._shadow.response(head, block)
+            if plan is not None and plan.fields is not None and not plan.fields.reads_response:
+                return False
         if plan is None or plan.fields is None or self._reader is None:
             raise UpstreamError(INTERNAL_ERROR, "no plan or no reader")
         rewritten = block
@@ -256,7 +77,7 @@ class Inspection:
             return True
         transform = plan.fields.response
         try:
-            self._representation = representation = transform.check_headers(*_representation(block))
+            self._representation = representation = transform.check_lines(described(block))
             if head.status in (206, 226):
                 raise RequestError(RESPONSE_NOT_INSPECTABLE, "partial content")
             if transform.streams(representation):
@@ -276,13 +97,15 @@ class Inspection:
         if self._reader is None:
             raise RequestError(INTERNAL_ERROR, "no reader")
         self._stream = transform.stream(
-            representation, self._reader, token_bytes, self._journey.budget.body_bytes, self._facts, _message_coding(block)
+            representation, self._reader, token_bytes, self._journey.budget.body_bytes, self._facts, message_coding(block)
         )
         self._phase = "response-stream"
-        exchange.send_head(head.status, remove_fields(block, _OF_THE_OLD_BODY) + _PRIVATE, head, length=CHUNKED)
+        exchange.send_head(head.status, without_old_body(block) + _PRIVATE, head, length=CHUNKED)
         return True
 
     def takes_response(self, exchange: Exchange, data: bytes) -> bool:
+        if self._shadow is not None:
+            self._shadow.response_data(data)
         if self._phase == "response-stream":
             self._send_on(exchange, data)
             return True
@@ -297,36 +120,47 @@ class Inspection:
 
     def ends_response(self, exchange: Exchange) -> bool:
         """True: the answer is complete, or refused."""
+        if self._shadow is not None:
+            self._shadow.response_end()
         if self._phase == "response-stream":
             self._phase = ""
             return not self._send_on(exchange, None)
         if self._phase != "response":
             return False
         self._phase = ""
-        head = self._response
-        if head is None or type(exchange.verdict) is not Permit:
+        if self._response is None or type(exchange.verdict) is not Permit or self._reader is None:
             exchange.refuse(INTERNAL_ERROR)
             return True
+        later, failed = partial(self._response_treated, exchange), partial(self._response_failed, exchange)
         try:
-            transform = self._transform(exchange, "response")
-            if self._reader is None:
-                raise RequestError(INTERNAL_ERROR, "no reader")
-            body, operations = self._apply(transform, self._reader)
+            result = self._treat(exchange, "response", self._reader, later, failed)
         except RequestError as error:
-            exchange.status = 0
-            exchange.upstream_failed(_of_response(error), error.detail)
+            failed(error)
             return True
-        exchange.operations = [*exchange.operations, *operations]
+        if result is None:
+            exchange.release_upstream()
+        else:
+            self._response_treated(exchange, result)
+        return True
+
+    def _response_failed(self, exchange: Exchange, error: RequestError) -> None:
+        exchange.status = 0
+        exchange.upstream_failed(_of_response(error), error.detail)
+
+    def _response_treated(self, exchange: Exchange, result: Transformed) -> None:
+        head, body = self._response, result.body
+        if head is None:
+            raise RequestError(INTERNAL_ERROR, "no head")
+        exchange.operations = [*exchange.operations, *result.operations]
         block = self._block
-        if operations:
+        if result.operations:
             # the view belongs to this caller: no shared cache may give it to another one
-            block = remove_fields(block, _OF_THE_OLD_BODY) + _PRIVATE
+            block = without_old_body(block) + _PRIVATE
         exchange.response_bytes = len(body)
         exchange.send_head(head.status, block, head, length=len(body), whole=len(body) <= _ONE_WRITE)
         if body:
             exchange.send_body(body)
         exchange.complete()
-        return True
 
     def _send_on(self, exchange: Exchange, data: bytes | None) -> bool:
         """A piece of a streamed response (None: its end) goes to the client; False when it had to be cut."""
@@ -359,70 +193,15 @@ class Inspection:
 
     def close(self) -> None:
         """Gives the budget back."""
+        if self._shadow is not None:
+            self._shadow.close()
         self._journey.budget.give_back(self._held)
         self._held = 0
         self._body = bytearray()
         self._request_body = None
         self._stream = None
 
-    def _request_reader(self) -> Reader:
-        return WIRE if self._outbound else self._journey.snapshot.own_reader
-
-    def _transform(self, exchange: Exchange, direction: str) -> Transform:
-        fields = exchange.plan.fields if exchange.plan is not None else None
-        transform = None if fields is None else fields.request if direction == "request" else fields.response
-        if transform is None:
-            raise RequestError(INTERNAL_ERROR, "no field rule")
-        return transform
-
-    def _gather(self, data: bytes) -> None:
-        self._size += len(data)
-        self._journey.budget.take(len(data), self._size)
-        self._held += len(data)
-        self._body += data
-
-    def _hold(self, held: int) -> None:
-        """Accounts for what a stream holds back now."""
-        if held > self._held:
-            self._journey.budget.take(held - self._held, 0)
-        else:
-            self._journey.budget.held -= self._held - held
-        self._held = held
-
-    def _apply(self, transform: Transform, reader: Reader) -> tuple[bytes, list[FieldOperation]]:
-        body = bytes(self._body)
-        self._body = bytearray()
-        self._size = 0
-        representation = self._representation
-        if not body or representation is None:
-            return body, []
-        result = transform.apply(
-            body,
-            representation.text,
-            reader,
-            token_bytes,
-            time(),
-            caller=self._facts,
-            coding=representation.coding,
-            limit=self._journey.budget.body_bytes,
-        )
-        return result.body, result.operations
-
 
 def _of_response(error: RequestError) -> Reason:
     """The reason of a response that cannot be treated: it is the upstream's fault, unless a key is missing or the budget is spent."""
     return error.reason if error.reason in (KEY_UNAVAILABLE, INSPECTION_OVERLOADED, TENANT_UNKNOWN) else RESPONSE_NOT_INSPECTABLE
-
-
-def _message_coding(block: bytes) -> str:
-    """gRPC's coding of messages; more than one line of it is none that is known."""
-    values = field_values(block, b"grpc-encoding")
-    return ",".join(value.decode("latin-1").lower() for value in values)
-
-
-def _representation(block: bytes) -> tuple[list[str], list[str]]:
-    """The values of Content-Type and of Content-Encoding."""
-    return (
-        [value.decode("latin-1") for value in field_values(block, b"content-type")],
-        [value.decode("latin-1") for value in field_values(block, b"content-encoding")],
-    )

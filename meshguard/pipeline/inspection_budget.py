@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from meshguard.model.errors import RequestError
 from meshguard.model.reasons import BODY_OVER_LIMIT, INSPECTION_OVERLOADED
+from meshguard.pipeline.slices import Slices
 
 __all__ = ["InspectionBudget"]
 
@@ -11,10 +12,11 @@ __all__ = ["InspectionBudget"]
 class InspectionBudget:
     """Octets held for inspection, over all exchanges of a listener, `within` those of the process, whose total holds for both."""
 
-    __slots__ = ("_within", "body_bytes", "held", "total_bytes")
+    __slots__ = ("_within", "body_bytes", "held", "slices", "total_bytes")
 
     def __init__(self, body_bytes: int = 1 << 20, total_bytes: int = 64 << 20, *, within: InspectionBudget | None = None) -> None:
         self._within = within
+        self.slices = Slices()  # the work on what is held that takes long
         self.limit(body_bytes, total_bytes)
         self.held = 0
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import getrandbits
 from time import monotonic, time
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from meshguard.model.errors import IdentityError, RequestError
 from meshguard.model.messages import CHUNKED, NO_BODY, RequestHead, ResponseHead
@@ -29,9 +29,10 @@ from meshguard.model.reasons import (
 from meshguard.model.verdicts import Denial, Permit
 from meshguard.net.server_names import names_of
 from meshguard.net.tls import peer_chain
+from meshguard.pipeline.callers import caller_of, exchange_of
 from meshguard.pipeline.exchange import Exchange
-from meshguard.pipeline.facts import RequestFacts
-from meshguard.pipeline.grpc import is_grpc, with_deadline
+from meshguard.pipeline.facts import RequestFacts, judge_again
+from meshguard.pipeline.grpc import is_grpc, names_grpc, with_deadline
 from meshguard.pipeline.inspection_budget import InspectionBudget
 from meshguard.pipeline.peer import Peer, forwarded_lines
 from meshguard.policy.decision import Conditional
@@ -185,7 +186,7 @@ class Journey:
                     door.cut(QUARANTINED.code)
                 elif peer.callers is not None:
                     peer.callers = {}  # those that it speaks for are judged again: their next requests, and what is under way
-                    door.recall(lambda stream: _exchange_of(stream).peer.judge_again(quarantine))
+                    door.recall(lambda stream: exchange_of(stream).peer.judge_again(quarantine))
 
     def begin(self, door: Downstream, peer: Peer, head: RequestHead) -> None:
         exchange = Exchange(self, door, peer, head, self.next_number())
@@ -196,7 +197,7 @@ class Journey:
     def overstays(self, stream: Stream, snapshot: Snapshot) -> bool:
         """Judges a long exchange again under `snapshot`, once: streams do not outlive the rule that let them in (E2). A short one is
         answered by the decision it began under: a change drops no request."""
-        exchange = _exchange_of(stream)
+        exchange = exchange_of(stream)
         plan, peer = exchange.plan, exchange.peer
         if exchange.judged == snapshot.revision or (monotonic() - exchange.started < LONG_S and exchange is stream):
             return False
@@ -205,7 +206,7 @@ class Journey:
             return False
         outlook = snapshot.policy.bind(peer.principal).outlook(plan.method, plan.path, plan.readings, plan.host, peer.local_port)
         try:
-            verdict = outlook.decide(RequestFacts(exchange, time())) if isinstance(outlook, Conditional) else outlook
+            verdict = judge_again(exchange, plan, outlook) if isinstance(outlook, Conditional) else outlook
             if exchange.websocket is not None and not exchange.websocket.still_allowed(exchange, snapshot):
                 return True
         except RequestError:
@@ -232,6 +233,8 @@ class Journey:
         exchange = Exchange(self, door, peer, None, self.next_number())
         door.stream = exchange
         self.active.value += 1
+        if names_grpc(error.content_type):
+            exchange.grpc_end = b""
         exchange.refuse(error.reason, error.detail)
 
     def forgo(self, door: Downstream, peer: Peer, head: RequestHead, why: str, kind: str) -> None:
@@ -260,11 +263,6 @@ class Journey:
             return True
 
 
-def _exchange_of(stream: Stream) -> Exchange:
-    """What `begin` has put there, or the tunnel that it has become."""
-    return cast(Exchange, getattr(stream, "owner", stream))
-
-
 # -- the stages ---------------------------------------------------------------------------------------------------------
 
 
@@ -279,8 +277,6 @@ def identify(journey: Journey, exchange: Exchange) -> object:
     if peer.forwarding is not None and exchange.head is not None:
         exchange.client, exchange.lines = peer.forwarding.judge(peer, exchange.head.specials)
         if peer.callers is not None and peer.refusal is None:
-            from meshguard.pipeline.callers import caller_of
-
             peer = exchange.peer = caller_of(peer, exchange.head.specials, snapshot, journey.quarantine)
             exchange.principal = peer.principal
     if peer.refusal is not None:
@@ -289,6 +285,8 @@ def identify(journey: Journey, exchange: Exchange) -> object:
         raise RequestError(IDENTITY_EXPIRED)
     if journey.isolated is not None:
         raise RequestError(QUARANTINED if peer.outbound else UPSTREAM_QUARANTINED, "this workload is quarantined")
+    if exchange.has_begun:
+        return None
     if journey.draining:
         raise RequestError(DRAINING)
     if journey.shedding:
@@ -340,17 +338,44 @@ def decide(journey: Journey, exchange: Exchange) -> object:
     if plan is None:
         raise RequestError(INTERNAL_ERROR, "no plan")
     outlook, limits, facts = plan.outlook, plan.rate_limits, None
+    verdict: Permit | Denial | None
     if limits is not None and limits.early:
         limits.before_decision(exchange)
     if plan.token_reader is not None:
         exchange.delegation = plan.token_reader.read(exchange, journey.quarantine)
     if isinstance(outlook, Conditional):
         facts = RequestFacts(exchange, time())
-        verdict = outlook.decide(facts)
+        verdict = outlook.without_body(facts) if outlook.needs_body or outlook.shadow_body else outlook.decide(facts)
         exchange.subject, exchange.issuer = facts.subject, facts.issuer
+        if verdict is None:
+            return HOLD if exchange.inspection(journey).begin_decision(exchange, facts) else judge(journey, exchange)
+        if outlook.shadow_body and isinstance(verdict, Permit):
+            held = exchange.inspection(journey).begin_shadow(exchange, facts)
+            if held is not None:
+                return HOLD if held else judge(journey, exchange)
     else:
         verdict = outlook
+    return _settle(exchange, plan, verdict, facts)
+
+
+def judge(journey: Journey, exchange: Exchange) -> object:
+    """The answer that had to wait for the body (E3). Still nothing has been sent."""
+    plan, facts = exchange.plan, exchange.inspection(journey).facts
+    if plan is None:
+        raise RequestError(INTERNAL_ERROR, "no plan")
+    facts.now = time()
+    verdict = plan.outlook.decide(facts) if isinstance(plan.outlook, Conditional) else plan.outlook
+    exchange.body_judged = True
+    return _settle(exchange, plan, verdict, facts)
+
+
+def _settle(exchange: Exchange, plan: Plan, verdict: Permit | Denial, facts: RequestFacts | None) -> object:
+    limits = plan.rate_limits
     exchange.verdict = verdict
+    if plan.candidate is not None:
+        from meshguard.pipeline.candidate import compare
+
+        exchange.candidate = compare(plan.candidate, verdict, exchange)
     if isinstance(verdict, Denial):
         raise RequestError(verdict.reason)
     if plan.refusal is not None:
@@ -394,7 +419,10 @@ def forward(journey: Journey, exchange: Exchange) -> object:
     if head.specials:
         for name, value in head.specials:
             if (name == b"upgrade" and b"websocket" in value.lower()) or name == b":protocol":
-                block, framing = _upgrade(exchange, head, plan, block)
+                from meshguard.pipeline.upgrade import WebSocket  # loaded by the first who asks for it
+
+                exchange.websocket = websocket = WebSocket(head, plan)
+                block, framing = websocket.request(block)
                 break
     length = exchange.request_length
     if length == CHUNKED:
@@ -413,12 +441,7 @@ def forward(journey: Journey, exchange: Exchange) -> object:
     return None
 
 
-def _upgrade(exchange: Exchange, head: RequestHead, plan: Plan, block: bytes) -> tuple[bytes, bytes]:
-    from meshguard.pipeline.upgrade import WebSocket  # loaded by the first who asks for it
-
-    exchange.websocket = websocket = WebSocket(head, plan)
-    return websocket.request(block)
-
-
 _WITH_BODY = frozenset((b"POST", b"PUT", b"PATCH"))
 STAGES: tuple[Stage, ...] = (identify, locate, trace, decide, inspect, forward)
+BODY_STAGES: tuple[Stage, ...] = (identify, locate, judge, inspect, forward)
+"""What follows when `decide` has waited for the body: under the identity and the policy that are in force by then (E2)."""

@@ -180,6 +180,26 @@ class Region:
             if mutex:
                 self._unlock(mutex)
 
+    def charge(self, handle: Handle, now: float, amount: float, most: float) -> None:
+        """Another place has let requests of `amount` seconds through: they are owed here, up to `most` seconds, beyond the bucket."""
+        mutex = 0
+        if self.shared:
+            mutex = handle.mutex
+            code = self._try_lock(mutex)
+            if code:
+                mutex = self._mutexes.lock_slowly(mutex, code)
+                if not mutex:
+                    return
+        try:
+            slot = handle.slot
+            if self._tags[slot] != handle.tag:
+                slot = handle.slot = self._place(handle.tag, slot - slot % WAYS, now)
+            debt = max(self._times[slot] - now, 0.0)
+            self._times[slot] = now + max(debt, min(debt + amount, most))
+        finally:
+            if mutex:
+                self._unlock(mutex)
+
     def _peek(self, handle: Handle, now: float, interval: float, capacity: float) -> float:
         """The answer without the lock, whose holder is stopped: by what is recorded, and nothing is written. So at most one request goes
         uncounted for each time that a lock could not be had (`Mutexes.timeouts`)."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from time import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from meshguard.model.principal import Principal
 from meshguard.model.reasons import QUARANTINED, Reason
@@ -53,6 +53,7 @@ class Peer:
         "serves",
         "table",
         "tls_version",
+        "told",
         "trusted_proxy",
     )
 
@@ -76,6 +77,7 @@ class Peer:
         self.original: tuple[str, int] | None = None  # where a redirected client had connected to
         self.serves: Callable[[str], bool] | None = None  # hosts that the certificate shown is for
         self.forwarding: Forwarding | None = None  # the peer is trusted to tell who its client is
+        self.told: tuple[Any, ...] | None = None
         self.answer_lines = b""  # fields of our own answers
         self.certificate_tag = b""
         self.lines = b""

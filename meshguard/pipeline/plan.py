@@ -6,7 +6,7 @@ the upstream's request head. The memo is bounded: clients choose the keys.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from meshguard.model.errors import RequestError
 from meshguard.model.principal import Principal
@@ -22,10 +22,13 @@ if TYPE_CHECKING:
     from meshguard.net.cluster.cluster import Cluster
     from meshguard.net.cluster.settings import ClusterSettings
     from meshguard.net.destinations import Destination
+    from meshguard.pipeline.candidate import Outlook
     from meshguard.pipeline.delegation import TokenReader, TokenWriter
+    from meshguard.pipeline.fallback import Fallback
     from meshguard.pipeline.rate_limits import Limits
     from meshguard.pipeline.snapshot import ListenerView, Snapshot
     from meshguard.policy.decision import Binding, Conditional
+    from meshguard.telemetry.controls import Citations
     from meshguard.validation.contract import Check
 
 __all__ = ["Plan", "Table"]
@@ -46,11 +49,15 @@ class Plan:
         "answer",
         "attempts",
         "body_bytes",
+        "candidate",
         "cluster",
         "cluster_object",
         "conditions",
         "contract",
+        "controls",
         "destination",
+        "extra",
+        "fallback",
         "fields",
         "host",
         "inspects_request",
@@ -76,6 +83,7 @@ class Plan:
         "template",
         "token_reader",
         "token_writer",
+        "told",
         "total_s",
         "variants",
         "websocket",
@@ -93,6 +101,7 @@ class Plan:
         self.port = 0  # of the authority; 0: none was given
         self.query = target.query
         self.readings = target.readings
+        self.told: tuple[Any, ...] | None = None
         self.policy_revision = revision
         self.route = ""
         self.template = ""
@@ -104,6 +113,10 @@ class Plan:
         self.variants: tuple[Plan, ...] = ()
         self.conditions: Route | None = None
         self.contract: Check | None = None  # what the request is validated by
+        self.controls: Citations | None = None
+        self.candidate: Outlook | None = None
+        self.fallback: Fallback | None = None
+        self.extra = False  # one of the last three is there: a request without them asks once
         self.reports_place = False
         self.token_reader: TokenReader | None = None
         self.token_writer: TokenWriter | None = None
@@ -127,19 +140,26 @@ class Plan:
 class Table:
     """The plans of one identity on one listener under one snapshot."""
 
-    __slots__ = ("binding", "plans", "principal", "snapshot", "view")
+    __slots__ = ("binding", "plans", "principal", "shadow", "snapshot", "view")
 
     def __init__(self, snapshot: Snapshot, view: ListenerView, principal: Principal | None) -> None:
         self.snapshot = snapshot
         self.view = view
         self.principal = principal
         self.binding: Binding = snapshot.policy.bind(principal)
+        self.shadow: Binding | None = None  # of the candidate policy
+        if snapshot.shadow is not None:
+            from meshguard.pipeline.candidate import bound
+
+            self.shadow = bound(snapshot.shadow, principal)
         self.plans: dict[tuple[bytes, bytes, bytes], Plan] = {}
 
     def make(self, method: bytes, authority: bytes, target: bytes, local_port: int) -> Plan:
         """Works the plan out and remembers it. Raises RequestError for an ambiguous authority or target."""
         plans = self.plans
         plan = self._work_out(method.decode("ascii"), authority, target, local_port)
+        for each in (plan, *plan.variants):
+            each.extra = each.controls is not None or each.candidate is not None or each.fallback is not None
         if len(target) + len(authority) <= _REMEMBERED:
             if len(plans) >= _PLANS:
                 plans.clear()
@@ -154,6 +174,11 @@ class Table:
         plan = Plan(method, host, target, snapshot.revision)
         plan.port = int(sent_authority[len(host) + 1 :] or 0)
         plan.outlook = self.binding.outlook(method, target.path, target.readings, host, local_port)
+        plan.controls = snapshot.controls
+        if self.shadow is not None:
+            from meshguard.pipeline.candidate import outlook_of
+
+            plan.candidate = outlook_of(self.shadow, plan, local_port)
         plan.rate_limits = self.view.limiter.of("") if self.view.limiter is not None else None
         plan.body_bytes = self.view.limits.body_bytes
         plan.token_reader = self.view.token_reader
@@ -184,7 +209,7 @@ class Table:
     def _variant(self, base: Plan, route: Route, template: str) -> Plan:
         plan = Plan(base.method, base.host, Target(base.path, base.query, base.readings), base.policy_revision)
         plan.outlook, plan.fields, plan.line = base.outlook, base.fields, base.line
-        plan.token_reader = base.token_reader
+        plan.token_reader, plan.controls, plan.candidate = base.token_reader, base.controls, base.candidate
         plan.conditions, plan.port, plan.body_bytes = route, base.port, self.view.limits.body_bytes
         self._follow(plan, route, template)
         return plan
@@ -206,6 +231,7 @@ class Table:
         if route.body_bytes is not None:
             plan.body_bytes = route.body_bytes
         plan.token_writer = route.token_writer
+        plan.fallback = route.fallback
         if route.contract is not None:
             plan.contract = route.contract.check(plan.method, plan.path, plan.query)
             plan.reports_place = route.contract.reports
@@ -214,7 +240,7 @@ class Table:
         fields = plan.fields
         if fields is not None:
             plan.inspects_request = fields.request is not None
-            plan.inspects_response = fields.response is not None or fields.response_head is not None
+            plan.inspects_response = fields.reads_response or (fields.shadow is not None and fields.shadow.reads_response)
 
     def _redirect(self, plan: Plan, redirect: Redirect, target: bytes) -> None:
         if not plan.host:

@@ -170,12 +170,15 @@ class RateLimit:
         parts = (key,) if isinstance(key, str) else key
         texts = [network_of(part) if address else part for part, address in zip(parts, self._addresses, strict=True)]
         encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
-        handle = self._region.handle(b"".join(len(data).to_bytes(4, "big") + data for data in encoded))
+        handle = self._handle_of(b"".join(len(data).to_bytes(4, "big") + data for data in encoded))
         if sum(map(len, encoded)) <= _KEPT_LENGTH:
             if len(self._handles) >= _KEPT:
                 self._handles.clear()
             self._handles[key] = handle
         return handle
+
+    def _handle_of(self, key: bytes) -> Handle:
+        return self._region.handle(key)
 
 
 class Limits:

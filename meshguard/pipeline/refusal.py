@@ -6,13 +6,13 @@ import json
 from time import time
 from typing import TYPE_CHECKING
 
-from meshguard.model.reasons import LAST_RECIPIENT, QUARANTINED, TOKEN_INVALID, TOKEN_REQUIRED, WEBSOCKET_HANDSHAKE, Reason
-from meshguard.pipeline.grpc import is_grpc, refusal_block
+from meshguard.model.reasons import FALLBACK, LAST_RECIPIENT, QUARANTINED, TOKEN_INVALID, TOKEN_REQUIRED, WEBSOCKET_HANDSHAKE, Reason
+from meshguard.pipeline.grpc import is_grpc, refusal_block, refusal_trailers
 
 if TYPE_CHECKING:
     from meshguard.pipeline.state import ExchangeState
 
-__all__ = ["PROBLEM_TYPE", "answer_of", "problem_response"]
+__all__ = ["PROBLEM_TYPE", "answer_of", "last_words", "problem_response"]
 
 PROBLEM_TYPE = "urn:meshguard:problem:"
 """Prefix of the `type` member: stable, and not a URL that anybody has to serve."""
@@ -48,9 +48,12 @@ def answer_of(exchange: ExchangeState, reason: Reason) -> tuple[bytes, bytes]:
     head, plan = exchange.head, exchange.plan
     exchange.status = reason.status
     body = b""
-    if head is not None and head.minor == 2 and is_grpc(head):
+    fallback = plan.fallback if plan is not None and reason.code == FALLBACK.code else None
+    if exchange.grpc_end is not None or (head is not None and head.minor == 2 and is_grpc(head)):
         exchange.status = 200
-        exchange.grpc_end = block = refusal_block(reason, exchange.decision_id)
+        exchange.grpc_end = block = refusal_block(reason, exchange.decision_id, exchange.violation)
+    elif fallback is not None:
+        block, body = fallback.block, fallback.body
     else:
         until = exchange.peer.quarantined_until if reason is QUARANTINED else 0.0
         retry_after_s = max(1, min(round(until - time()), 86400)) if until else 60 if reason is QUARANTINED else 1
@@ -59,3 +62,12 @@ def answer_of(exchange: ExchangeState, reason: Reason) -> tuple[bytes, bytes]:
     if plan is not None and reason is plan.answer:
         block += plan.location
     return block + exchange.limit_lines + exchange.peer.answer_lines, body
+
+
+def last_words(exchange: ExchangeState, reason: Reason) -> bytes:
+    """The trailers that end a gRPC call whose answer has begun: its client is told why, where a reset would look like a cancellation.
+    Empty where the protocol has none, and the answer has to be cut."""
+    if exchange.grpc_end is None:
+        return b""
+    exchange.grpc_end = trailers = refusal_trailers(reason, exchange.decision_id)
+    return trailers

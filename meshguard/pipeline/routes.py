@@ -14,6 +14,7 @@ from meshguard.wire.target import STRICT, PathOptions
 
 if TYPE_CHECKING:
     from meshguard.pipeline.delegation import TokenWriter
+    from meshguard.pipeline.fallback import Fallback
     from meshguard.validation.contract import Contract
 
 __all__ = ["HeaderOperations", "Redirect", "Route", "RouteTable", "authority_matcher"]
@@ -40,6 +41,7 @@ class Route:
         "body_bytes",
         "cluster",
         "contract",
+        "fallback",
         "headers",
         "hosts",
         "id",
@@ -77,6 +79,7 @@ class Route:
         attempts: int | None = None,
         contract: Contract | None = None,
         token_writer: TokenWriter | None = None,
+        fallback: Fallback | None = None,
     ) -> None:
         self.id = id
         self.cluster = cluster
@@ -96,6 +99,7 @@ class Route:
         self.attempts = attempts
         self.contract = contract
         self.token_writer = token_writer
+        self.fallback = fallback
 
     def could_match(self, host: str, path: str, method: str, principal: str | None) -> str | None:
         """The template (possibly empty) when everything but the header conditions matches, else None."""

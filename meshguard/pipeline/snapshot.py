@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from meshguard.pipeline.rate_limits import Limiter
     from meshguard.pipeline.tokens import TokenVerifier
     from meshguard.policy.compiled import CompiledPolicy
+    from meshguard.telemetry.controls import Citations
     from meshguard.wire.http2.engine import Http2Limits, ServerEngine, ServerSink
     from meshguard.wire.trace_context import Sampling
 
@@ -89,12 +90,16 @@ class Snapshot:
     own_reader: Reader  # this workload as the recipient of requests (fields)
     own: Principal | None = None  # this workload as the caller on outbound listeners
     destinations: dict[str, Destinations] = field(default_factory=dict)  # dynamic clusters
+    shadow: CompiledPolicy | None = None  # a candidate that is asked beside the policy
+    controls: Citations | None = None  # which controls of packs a request is judged by
 
     def release(self) -> None:
         """The snapshot is no longer current: its memos go, and with them the cycles that would keep it from being freed at once."""
         for view in self.listeners.values():
             view.tables.clear()
         self.policy.forget()
+        if self.shadow is not None:
+            self.shadow.forget()
 
     def table(self, view: ListenerView, principal: Principal | None) -> Table:
         """The decisions for `principal` on a listener, made on first use."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from meshguard.model.messages import NO_BODY, RequestHead
 from meshguard.model.principal import Principal
-from meshguard.model.reasons import REQUEST_INVALID, Reason
+from meshguard.model.reasons import OPERATION_UNKNOWN, REQUEST_INVALID, Reason
 from meshguard.model.record import FieldOperation
 from meshguard.model.verdicts import Denial, Permit
 from meshguard.net.cluster.calls import Call
@@ -19,6 +19,7 @@ from meshguard.net.cluster.endpoint import Endpoint
 
 if TYPE_CHECKING:
     from meshguard.identity.decision_token import Delegation
+    from meshguard.model.verdicts import CandidateResult
     from meshguard.net.cluster.cluster import Cluster
     from meshguard.net.stream import Downstream, Upstream
     from meshguard.pipeline.inspection import Inspection
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["ExchangeState"]
 
 _NOTHING: frozenset[Endpoint] = frozenset()
+_OF_A_CONTRACT = (REQUEST_INVALID, OPERATION_UNKNOWN)
 
 
 class ExchangeState(Call):
@@ -52,12 +54,15 @@ class ExchangeState(Call):
         "aborted",
         "answered",
         "block",
+        "body_judged",
+        "candidate",  # set only where a candidate policy is asked, and read only there
         "client",
         "client_span_id",
         "deadline",
         "delegation",
         "detail",
         "ended",
+        "fallback",  # set only where a route's fallback was taken, and read only where there is one
         "forwarded",
         "grpc_end",
         "head",
@@ -129,6 +134,7 @@ class ExchangeState(Call):
         self.trace_lines = b""
         self.client = ""  # its address where a trusted proxy told it; see `client_address`
         self.lines = b""  # what the upstream is told of the client, where it is not the peer's own
+        self.body_judged = False  # the decision has looked at the body
         self.block: bytes | None = None  # the field block to send where it is not the head's own
         self.line: bytes | None = None  # request line and Host to send where they are not the plan's
         self.request_length = NO_BODY if head is None else head.length  # of the body as it goes to the upstream
@@ -145,15 +151,36 @@ class ExchangeState(Call):
         self.websocket: WebSocket | None = None  # what was asked for, and what became of it
         self.issuer = ""
 
+    candidate: CandidateResult
+    fallback: dict[str, object]
+
+    @property
+    def request_complete(self) -> bool:
+        return self._request_complete
+
+    @property
+    def connection(self) -> Upstream | None:
+        return self._connection
+
+    @property
+    def waiting_for_client(self) -> bool:
+        """The next octet has to come from the client (and is not held back by us)."""
+        return not self._request_complete and not (self._door is not None and self._door.request_held)
+
     @property
     def client_address(self) -> str:
         """Of the client as far as trusted proxies tell: for the record, rate limits and whoever else asks."""
         return self.client or self.peer.client_address
 
     @property
+    def has_begun(self) -> bool:
+        """It was let in before, and its body has been read since: a drain or a shortage concerns new requests only."""
+        return self._inspection is not None
+
+    @property
     def violation(self) -> str:
         """Where in the request its contract was broken, if this client may know."""
-        return self._inspection.place if self.refusal is REQUEST_INVALID and self._inspection is not None else ""
+        return self._inspection.place if self.refusal in _OF_A_CONTRACT and self._inspection is not None else ""
 
     @property
     def chain(self) -> Sequence[str]:
@@ -167,3 +194,9 @@ class ExchangeState(Call):
     @property
     def decision_id(self) -> str:
         return f"{self._journey.boot_id}-{self.number:x}"
+
+    def release_upstream(self) -> None:
+        """The response is whole here, not yet with the client: the upstream connection is free for others."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.finish(self._request_complete)

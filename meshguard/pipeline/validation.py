@@ -8,14 +8,16 @@ from meshguard.fields.codings import CodingError, TooMuchError, UnavailableCodin
 from meshguard.fields.representation import NotReadableError, parse_representation
 from meshguard.model.errors import RequestError
 from meshguard.model.messages import NO_BODY
-from meshguard.model.reasons import BODY_NOT_INSPECTABLE, BODY_OVER_LIMIT, REQUEST_INVALID
-from meshguard.validation.violation import Violation
+from meshguard.model.reasons import BODY_NOT_INSPECTABLE, BODY_OVER_LIMIT, OPERATION_UNKNOWN, REQUEST_INVALID
+from meshguard.validation.schemas import Checker
+from meshguard.validation.violation import UnknownOperation, Violation
 from meshguard.wire.fields import field_values
 
 if TYPE_CHECKING:
     from meshguard.model.messages import RequestHead
+    from meshguard.pipeline.message_judge import MessageJudge
     from meshguard.validation.contract import Check
-    from meshguard.validation.schemas import Checker
+    from meshguard.validation.protobuf import MessageChecker
 
 __all__ = ["BodyJudge", "InvalidRequest", "judge_head"]
 
@@ -24,7 +26,7 @@ class InvalidRequest(RequestError):
     """The request breaks its contract. `place` is for the client, where it may know; `detail`, for the record, is the contract's text."""
 
     def __init__(self, violation: Violation) -> None:
-        super().__init__(REQUEST_INVALID, violation.rule)
+        super().__init__(OPERATION_UNKNOWN if isinstance(violation, UnknownOperation) else REQUEST_INVALID, violation.rule)
         self.place = violation.place
 
 
@@ -32,6 +34,7 @@ class BodyJudge:
     """Judges a gathered body, `coding` taken off."""
 
     __slots__ = ("_checker", "_coding")
+    streams = False
 
     def __init__(self, checker: Checker, coding: str) -> None:
         self._checker = checker
@@ -51,8 +54,9 @@ class BodyJudge:
             raise RequestError(BODY_NOT_INSPECTABLE, str(exc)) from None
 
 
-def judge_head(check: Check, head: RequestHead) -> BodyJudge | None:
-    """Judges all but the body. Raises RequestError; None: the body need not be read."""
+def judge_head(check: Check, head: RequestHead) -> BodyJudge | MessageJudge | None:
+    """Judges all but the body. Raises RequestError; None: the body need not be read. `streams` of what it gives: the body is judged as it
+    passes."""
     if any(name in (b"upgrade", b":protocol") for name, _ in head.specials):
         raise RequestError(BODY_NOT_INSPECTABLE, "an upgrade to a protocol that no contract describes")
     block = head.block
@@ -69,6 +73,19 @@ def judge_head(check: Check, head: RequestHead) -> BodyJudge | None:
         return None
     codings = [value.decode("latin-1") for value in field_values(block, b"content-encoding")]
     try:
-        return BodyJudge(checker, parse_representation(types, codings).coding)
+        coding = parse_representation(types, codings).coding
+        if isinstance(checker, Checker):
+            return BodyJudge(checker, coding)
+        return message_judge(checker, coding, block)
     except NotReadableError as exc:
         raise RequestError(BODY_NOT_INSPECTABLE, str(exc)) from None
+
+
+def message_judge(checker: MessageChecker, coding: str, block: bytes) -> MessageJudge:
+    """Loaded by the first who asks for it. Raises NotReadableError."""
+    from meshguard.pipeline.described import message_coding
+    from meshguard.pipeline.message_judge import MessageJudge
+
+    if coding:
+        raise NotReadableError("a content coding of gRPC, which compresses messages instead")
+    return MessageJudge(checker, message_coding(block))

@@ -8,11 +8,14 @@ something does. Work is bounded by the size of the head and the token, which the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from meshguard.policy.documents import HeaderDocument, WindowDocument
 from meshguard.policy.principals import PrincipalIndex, parse_principal
 from meshguard.policy.times import Window
+
+if TYPE_CHECKING:
+    from meshguard.policy.bodies import Body, Reading
 
 __all__ = [
     "USER",
@@ -57,18 +60,26 @@ class Facts(Protocol):
         ...
 
     def value(self, name: str) -> object:
-        """A variable of an expression (see `expression.VARIABLES`), but for the claims and the time."""
+        """A variable of an expression (see `expression.VARIABLES`), but for the claims, the time and the body."""
+        ...
+
+    def body(self, readings: Sequence[Reading]) -> Body:
+        """The body, read in whichever of these ways its Content-Type names. Asked only when a rule needs it."""
         ...
 
 
 class Condition(Protocol):
-    """One condition of a rule: the classes of this module and `expression.ExpressionCondition`. `needs_claims`: it looks at the token."""
+    """One condition of a rule: the classes of this module, `bodies.BodyCondition` and `expression.ExpressionCondition`. `needs_claims`: it
+    looks at the token; `needs_body`: it looks at the body."""
 
     kind: str
     text: str
 
     @property
     def needs_claims(self) -> bool: ...
+
+    @property
+    def needs_body(self) -> bool: ...
 
     @property
     def identity(self) -> tuple[object, ...]:
@@ -93,6 +104,7 @@ class HeaderCondition:
     __slots__ = ("_absent", "_contains", "_exact", "_fold", "_name", "_prefix", "_present", "_suffix", "text")
     kind = "header"
     needs_claims = False
+    needs_body = False
 
     def __init__(self, name: str, document: HeaderDocument) -> None:
         self._name = name
@@ -160,6 +172,7 @@ class ClaimCondition:
     __slots__ = ("keys", "path", "text")
     kind = "claim"
     needs_claims = True
+    needs_body = False
 
     def __init__(self, path: str, values: Sequence[object]) -> None:
         self.path = path
@@ -188,6 +201,7 @@ class ChainCondition:
     __slots__ = ("_began", "_index", "_through", "identity", "text")
     kind = "chain"
     needs_claims = False
+    needs_body = False
 
     def __init__(self, through: Sequence[str], never_through: Sequence[str], on_behalf_of: Sequence[str]) -> None:
         filed = [(pattern, number) for number, pattern in enumerate(through)]
@@ -219,6 +233,7 @@ class TimeCondition:
     __slots__ = ("_windows", "identity", "text")
     kind = "time"
     needs_claims = False
+    needs_body = False
 
     def __init__(self, documents: Sequence[WindowDocument]) -> None:
         self._windows = tuple(

@@ -2,7 +2,8 @@
 
     CompiledPolicy.bind(principal) -> Binding                    the caller's subjects, found once
     Binding.outlook(...) -> Permit | Denial | Conditional        a pure function of its arguments, for the caller to memoise
-    Conditional.decide(facts) -> Permit | Denial                 where headers, claims or the time matter
+    Conditional.decide(facts) -> Permit | Denial                 where headers, claims, the time or the body matter
+    Conditional.without_body(facts) -> Permit | Denial | None    the same before the body is here; None: it has to be
 
 Order of judgement: a plain deny rule is final; then, where no deny rule has conditions, a plain allow rule is final; otherwise deny
 rules are evaluated, then allow rules, each in the order of the policy. Nothing matched means denied.
@@ -156,11 +157,16 @@ class Conditional:
     """A decision that needs the request's facts. May be shared by equal requests: it keeps nothing of them.
 
     needs_claims   the verdict depends on the token: verify it, refuse the request when it is invalid
+    needs_body     the verdict may depend on the body: ask `without_body` first
+    shadow_body    a shadow rule looks at the body: it is read for it only where that can change nothing
     shadow_claims  only a shadow rule asks for the token: an invalid one must not refuse the request
     template       the path template of the first rule that may allow it, "" when none may (for `http.route`)
     """
 
-    __slots__ = ("_allowed", "_allows", "_binding", "_denies", "_request", "_shadow", "needs_claims", "shadow_claims", "template")
+    __slots__ = (
+        "_allowed", "_allows", "_binding", "_denies", "_request", "_shadow", "needs_body", "needs_claims", "shadow_body", "shadow_claims",
+        "template",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -180,6 +186,8 @@ class Conditional:
         first = allowed or (self._allows[0] if allows else None)
         self.template = "" if first is None else first[2].text
         self.needs_claims = any(map(_needs_claims, denies)) or any(map(_needs_claims, allows))
+        self.needs_body = any(rule.needs_body for rule, _, _ in (*denies, *allows))
+        self.shadow_body = any(rule.needs_body for rule, _, _ in shadow)
         self.shadow_claims = not self.needs_claims and any(map(_needs_claims, shadow))
 
     def decide(self, facts: Facts) -> Permit | Denial:
@@ -191,17 +199,46 @@ class Conditional:
         given = _NO_SUBJECTS if claims is None else binding._token_subjects(claims)
         for candidate in self._denies:
             if _met(candidate, facts, claims, given, on_error=True):
-                return Denial(POLICY_DENIED, digest, candidate[0].id)
+                return Denial(candidate[0].unread(facts) or POLICY_DENIED, digest, candidate[0].id)
         allowed = self._allowed
         if allowed is None:
             for candidate in self._allows:
                 if _met(candidate, facts, claims, given, on_error=False):
                     allowed = candidate
                     break
-        shadow = self._shadow_results(facts, claims, given, allow=allowed is None) if self._shadow else ()
+        return self._settled(allowed, facts, claims, given, read=True)
+
+    def without_body(self, facts: Facts) -> Permit | Denial | None:
+        """The verdict if no body can change it, so that none is gathered for nothing; None: `decide`, when the body is here."""
+        binding = self._binding
+        claims = facts.claims if self.needs_claims else None
+        given = _NO_SUBJECTS if claims is None else binding._token_subjects(claims)
+        open_denies = False
+        for candidate in self._denies:
+            if candidate[0].needs_body:
+                open_denies = open_denies or _may_meet(candidate, facts, claims, given, on_error=True)
+            elif _met(candidate, facts, claims, given, on_error=True):
+                return Denial(POLICY_DENIED, binding._policy.digest, candidate[0].id)
+        allowed, open_allows = self._allowed, False
+        if allowed is None:
+            for candidate in self._allows:
+                if candidate[0].needs_body:
+                    open_allows = open_allows or _may_meet(candidate, facts, claims, given, on_error=False)
+                elif _met(candidate, facts, claims, given, on_error=False):
+                    allowed = candidate
+                    break
+        if (allowed is not None and open_denies) or (allowed is None and open_allows):
+            return None
+        return self._settled(allowed, facts, claims, given, read=False)
+
+    def _settled(
+        self, allowed: Candidate | None, facts: Facts, claims: Mapping[str, object] | None, given: frozenset[int], *, read: bool
+    ) -> Permit | Denial:
+        """No deny rule matches. `read`: the body is at hand; without it, rules that look at it are not told of."""
+        shadow = self._shadow_results(facts, claims, given, allow=allowed is None, read=read) if self._shadow else ()
         if allowed is not None:
-            return _permit(allowed, digest, shadow, binding._roles(given))
-        return self._denial(facts, claims, given, shadow)
+            return _permit(allowed, self._binding._policy.digest, shadow, self._binding._roles(given))
+        return self._denial(facts, claims, given, shadow, read=read)
 
     def outline(self) -> tuple[tuple[str, tuple[object, ...]], ...]:
         """What the verdict rests on, in the order of judgement: words, and a key that is equal where the meaning is."""
@@ -210,8 +247,12 @@ class Conditional:
             return (*found, ("else allow", ("allow",)))
         return (*found, *(_outlined(candidate, self._binding._policy) for candidate in self._allows))
 
+    def means_as(self, other: Conditional) -> bool:
+        """Both rest on conditions that mean the same."""
+        return [key for _, key in self.outline()] == [key for _, key in other.outline()]
+
     def _shadow_results(
-        self, facts: Facts, claims: Mapping[str, object] | None, given: frozenset[int], *, allow: bool
+        self, facts: Facts, claims: Mapping[str, object] | None, given: frozenset[int], *, allow: bool, read: bool
     ) -> tuple[ShadowResult, ...]:
         if self.shadow_claims:
             try:
@@ -220,21 +261,33 @@ class Conditional:
                 claims = None  # a token that no deciding rule asks for refuses nothing
             if claims is not None:
                 given = self._binding._token_subjects(claims)
-        return _shadow_results([entry for entry in self._shadow if _met(entry, facts, claims, given, on_error=False)], allow=allow)
+        asked = [entry for entry in self._shadow if read or not entry[0].needs_body]
+        return _shadow_results([entry for entry in asked if _met(entry, facts, claims, given, on_error=False)], allow=allow)
 
-    def _denial(self, facts: Facts, claims: Mapping[str, object] | None, given: frozenset[int], shadow: tuple[ShadowResult, ...]) -> Denial:
+    def _denial(
+        self,
+        facts: Facts,
+        claims: Mapping[str, object] | None,
+        given: frozenset[int],
+        shadow: tuple[ShadowResult, ...],
+        *,
+        read: bool,
+    ) -> Denial:
         """No rule allows it: why, and which rule came closest."""
         method, path, hosts, port = self._request
         miss, only_caller = self._binding._near_miss(method, path, hosts, port)
         reason = IDENTITY_REQUIRED if only_caller and self._binding.principal is None else NO_RULE
         fewest = 2 if miss is not None else 1 << 30
         for rule, subject, _ in self._allows[: near_miss.MAX_RULES]:
-            failed = [condition for condition in rule.conditions if not _holds(condition, facts, claims)]
+            looked = [condition for condition in rule.conditions if read or not condition.needs_body]
+            failed = [condition for condition in looked if not _holds(condition, facts, claims)]
             role_missing = subject != _HELD and subject not in given
+            if reason is NO_RULE and read and rule.needs_body and not role_missing and all(condition.needs_body for condition in failed):
+                reason = rule.unread(facts) or reason  # nothing else was wrong
             if claims is None and (role_missing or failed) and all(condition.needs_claims for condition in failed):
                 reason = TOKEN_REQUIRED
             count = len(failed) + role_missing
-            if count < fewest:
+            if 0 < count < fewest:
                 fewest = count
                 if role_missing:
                     miss = NearMiss(rule.id, "claim", f"role {self._binding._policy.role_names[subject]} by token")
@@ -284,6 +337,19 @@ def _met(candidate: Candidate, facts: Facts, claims: Mapping[str, object] | None
     except RequestError:
         raise
     except Exception:  # whatever went wrong in a condition: a deny rule matches, an allow rule does not
+        return on_error
+
+
+def _may_meet(candidate: Candidate, facts: Facts, claims: Mapping[str, object] | None, given: frozenset[int], *, on_error: bool) -> bool:
+    """As `_met`, whatever the body says."""
+    rule, subject, _ = candidate
+    if subject != _HELD and subject not in given:
+        return False
+    try:
+        return rule.may_apply(facts, claims)
+    except RequestError:
+        raise
+    except Exception:  # as in `_met`
         return on_error
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from meshguard.policy.documents import HeaderDocument, PolicyDocument, RoleDocument, RuleDocument, WindowDocument
@@ -18,12 +18,13 @@ from meshguard.policy.times import DAYS
 __all__ = ["policy_digest"]
 
 
-def policy_digest(documents: Sequence[PolicyDocument]) -> str:
-    """`sha256:` and 64 hex digits."""
+def policy_digest(documents: Sequence[PolicyDocument], descriptors: Collection[str] = ()) -> str:
+    """`sha256:` and 64 hex digits. `descriptors` are the digests of the descriptor sets by which rules read bodies."""
     roles = {name: _role(role) for document in documents for name, role in document.roles.items()}
     rules = sorted((_rule(rule) for document in documents for rule in document.rules), key=lambda rule: str(rule["id"]))
     fields = sorted(_canonical(rule) for document in documents for rule in document.fields)
-    text = _canonical({"format": 1, "roles": roles, "rules": rules, "fields": fields})
+    content = {"format": 1, "roles": roles, "rules": rules, "fields": fields}
+    text = _canonical({**content, "descriptors": sorted(descriptors)} if descriptors else content)
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -50,6 +51,8 @@ def _rule(rule: RuleDocument) -> dict[str, Any]:
         }
     if rule.when is not None:
         content["when"] = rule.when
+    if rule.body is not None:
+        content["body"] = _sorted(rule.body.model_dump(exclude_none=True))
     if rule.times is not None:
         content["times"] = sorted((_window(window) for window in rule.times), key=_canonical)
     return content
@@ -82,6 +85,13 @@ def _window(window: WindowDocument) -> dict[str, Any]:
     if window.before is not None:
         content["before"] = window.before.seconds(window.timezone)
     return content
+
+
+def _sorted(value: Any) -> Any:
+    """Lists in a body's conditions are alternatives: their order means nothing."""
+    if isinstance(value, dict):
+        return {key: _sorted(each) for key, each in value.items()}
+    return sorted(value, key=lambda each: (type(each).__name__, repr(each))) if isinstance(value, list) else value
 
 
 def _canonical(value: Any) -> str:

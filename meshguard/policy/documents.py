@@ -12,6 +12,7 @@ import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic_core import core_schema
 
 from meshguard.policy.paths import parse_template
 from meshguard.policy.principals import parse_principal
@@ -247,6 +248,26 @@ class ChainDocument(_Document):
         return self
 
 
+class _Body:
+    """`BodyDocument`, built for the first rule that has one: most policies have none, and it weighs half a megabyte."""
+
+    @staticmethod
+    def _validated(value: object) -> object:
+        from meshguard.policy.body_documents import BodyDocument
+
+        return None if value is None else BodyDocument.model_validate(value)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: object) -> Any:
+        return core_schema.no_info_plain_validator_function(cls._validated)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: object, handler: Any) -> Any:
+        from meshguard.policy.body_documents import BodyDocument
+
+        return handler(core_schema.nullable_schema(BodyDocument.__pydantic_core_schema__))
+
+
 class RuleDocument(_Document):
     """One rule: who may (`allow`) or may not (`deny`) do what. Exactly one of the two.
 
@@ -257,6 +278,7 @@ class RuleDocument(_Document):
     headers  allow: the field is there and all its lines match; deny: one line, or one member of a comma list, matches
     claims   of the verified token; a list claim matches when one of its members does
     chain    who the request came from and through, as decision tokens prove it
+    body     what the body says (see `body_documents`); what cannot be read counts against the request
     when     a CEL expression (see `expression`) that must be true; one that cannot be evaluated counts against the request
     shadow   the rule decides nothing and is reported as would_allow or would_deny
     """
@@ -273,6 +295,7 @@ class RuleDocument(_Document):
     claims: Annotated[dict[ClaimPath, ClaimValues], Field(min_length=1, max_length=32)] | None = None
     chain: ChainDocument | None = None
     times: Annotated[list[WindowDocument], Field(min_length=1, max_length=64)] | None = None
+    body: Annotated[Any, _Body] = None
     when: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
     shadow: bool = False
 
@@ -295,12 +318,14 @@ class RuleDocument(_Document):
 
 
 class TestRequestDocument(_Document):
-    """What else a tested request carries. `claims` are those of a verified token; without the key there is no token."""
+    """What else a tested request carries. `claims` are those of a verified token; without the key there is no token. `body` is a JSON
+    document, or as a text the body octet for octet; a Content-Type that is not among the headers is that of JSON."""
 
     __test__ = False  # not a test class, whatever pytest thinks of its name
 
     headers: dict[FieldName, Annotated[list[str], BeforeValidator(_one_or_more)]] = {}
     claims: dict[str, Any] | None = None
+    body: Any = None
     chain: list[Principal] | None = Field(
         default=None, max_length=16, description="The callers before the caller itself, the first one first."
     )

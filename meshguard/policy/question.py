@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from meshguard.model.principal import Principal
 from meshguard.model.verdicts import Denial, Permit
+from meshguard.policy.bodies import Body, Reading
 from meshguard.policy.compiled import CompiledPolicy
 from meshguard.policy.decision import Conditional
 
@@ -14,9 +15,11 @@ __all__ = ["Question", "ask", "identity_value", "principal_of"]
 
 class Question:
     """A request: `path` canonical with its `readings`, `headers` by lower-case name with every line, `claims` of a verified token (None:
-    no token), `now` in epoch seconds. It is its own `Facts`."""
+    no token), `now` in epoch seconds, `read` reads the body (None: there is none). It is its own `Facts`."""
 
-    __slots__ = ("before", "claims", "client", "headers", "host", "method", "now", "path", "port", "principal", "query", "readings")
+    __slots__ = (
+        "_read", "before", "claims", "client", "headers", "host", "method", "now", "path", "port", "principal", "query", "readings",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -32,6 +35,7 @@ class Question:
         query: str = "",
         client: str = "",
         before: Sequence[str] = (),
+        read: Callable[[Sequence[Reading]], Body] | None = None,
     ) -> None:
         self.method = method
         self.path = path
@@ -44,12 +48,16 @@ class Question:
         self.query = query
         self.client = client
         self.before = tuple(before)  # callers before the principal
+        self._read = read
         self.principal: Principal | None = None  # set by `ask`
 
     def header(self, name: str) -> list[str]:
         """Every line of the field."""
         return list(self.headers.get(name, ()))
 
+    def body(self, readings: Sequence[Reading]) -> Body:
+        """What `read` gives; without it there is no body."""
+        return self._read(readings) if self._read is not None else Body()
 
     @property
     def chain(self) -> Sequence[str]:
@@ -78,10 +86,13 @@ class Question:
 
 def identity_value(name: str, principal: Principal | None) -> str:
     """An `identity.` variable of an expression; empty without an identity. Raises KeyError for another name."""
-    if principal is None:
-        return ""
-    values = {"identity.spiffe_id": principal.spiffe_id, "identity.trust_domain": principal.trust_domain, "identity.path": principal.path}
-    return values[name]
+    if name == "identity.spiffe_id":
+        return "" if principal is None else principal.spiffe_id
+    if name == "identity.trust_domain":
+        return "" if principal is None else principal.trust_domain
+    if name == "identity.path":
+        return "" if principal is None else principal.path
+    raise KeyError(name)
 
 
 def ask(policy: CompiledPolicy, principal: Principal | None, question: Question) -> Permit | Denial:

@@ -13,16 +13,20 @@ from typing import Any
 from meshguard.model.errors import RequestError
 from meshguard.model.principal import Principal
 from meshguard.model.verdicts import Denial, Permit
+from meshguard.policy.bodies import Body, Reading
 from meshguard.policy.compiled import CompiledPolicy
 from meshguard.policy.conditions import USER
-from meshguard.policy.documents import PolicyDocument, TestDocument
+from meshguard.policy.documents import PolicyDocument, TestDocument, TestRequestDocument
 from meshguard.policy.question import Question, ask, principal_of
 from meshguard.policy.rules import Role
 
-__all__ = ["Canonicalise", "TestResult", "TestRun", "run_tests"]
+__all__ = ["Bodies", "Canonicalise", "TestResult", "TestRun", "run_tests"]
 
 Canonicalise = Callable[[str], tuple[str, tuple[str, ...]]]
 """From a request target as sent to its canonical path and readings; raises RequestError as for a live request."""
+
+Bodies = Callable[[str, TestRequestDocument], Callable[[Sequence[Reading]], Body]]
+"""Reads the body of a tested request, by the canonical path and the request."""
 
 
 class TestResult:
@@ -69,18 +73,24 @@ class TestRun:
 
 
 def run_tests(
-    policy: CompiledPolicy, documents: Sequence[PolicyDocument], files: Sequence[str], canonicalise: Canonicalise, now: float
+    policy: CompiledPolicy,
+    documents: Sequence[PolicyDocument],
+    files: Sequence[str],
+    canonicalise: Canonicalise,
+    now: float,
+    bodies: Bodies | None = None,
 ) -> TestRun:
-    """Run every test of the documents that `policy` was compiled from. `now` (epoch seconds) is the time of tests that name none."""
+    """Run every test of the documents that `policy` was compiled from. `now` (epoch seconds) is the time of tests that name none, `bodies`
+    reads the bodies of those that have one."""
     results = [
-        _run(policy, TestResult(file, number, test), canonicalise, now)
+        _run(policy, TestResult(file, number, test), canonicalise, now, bodies)
         for document, file in zip(documents, files, strict=True)
         for number, test in enumerate(document.tests)
     ]
     return TestRun(results, policy)
 
 
-def _run(policy: CompiledPolicy, result: TestResult, canonicalise: Canonicalise, now: float) -> TestResult:
+def _run(policy: CompiledPolicy, result: TestResult, canonicalise: Canonicalise, now: float, bodies: Bodies | None) -> TestResult:
     test = result.test
     principal, claims = _caller(policy, test.caller)
     if test.request.claims is not None:
@@ -98,6 +108,7 @@ def _run(policy: CompiledPolicy, result: TestResult, canonicalise: Canonicalise,
             headers=test.request.headers,
             claims=claims,
             before=test.request.chain or (),
+            read=bodies(path, test.request) if bodies is not None and test.request.body is not None else None,
         )
         verdict: Permit | Denial = ask(policy, principal, question)
     except RequestError as exc:  # refused before any rule is asked

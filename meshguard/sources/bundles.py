@@ -1,4 +1,4 @@
-"""Where bundles come from and where the last good one is kept: a file, an https URL, a directory of state.
+"""Where bundles come from and where the last good one is kept: a file, an https URL, the fleet's store, a directory of state.
 
     candidate (file or URL) -> signatures, version, expiry -> compiled and put in force by the caller -> `commit` -> state directory
 
@@ -10,6 +10,8 @@ source is away, or lies, starts with what it last enforced.
 from __future__ import annotations
 
 import asyncio
+import errno
+import hashlib
 import logging
 import os
 import random
@@ -18,13 +20,14 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from posixpath import normpath
 from urllib.parse import SplitResult
 
 import h11
 
 from meshguard.integrity.bundle import MAX_BUNDLE_BYTES, Bundle, BundleError, accept, open_bundle
 from meshguard.integrity.dsse import PublicKey, SignatureError, load_public_keys
-from meshguard.model.errors import DocumentError, Problem
+from meshguard.model.errors import DocumentError, MeshguardError, Problem
 from meshguard.sources.documents import Document, parse
 from meshguard.sources.https import checked_url, fetch
 
@@ -39,7 +42,8 @@ _REGULAR, _GLASS = "bundle.json", "break-glass.json"
 
 @dataclass(frozen=True, slots=True)
 class BundleSettings:
-    """Exactly one of `path` and `url`; `keys` are PEM files of the trusted signers, `threshold` of which must have signed."""
+    """Exactly one of `path`, `url` and `fleet` (a key of the store); `keys` are PEM files of the trusted signers, `threshold` of which must
+    have signed."""
 
     path: Path | None
     url: str | None
@@ -49,6 +53,7 @@ class BundleSettings:
     state: Path
     interval_s: float
     name: str | None = None
+    fleet: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +69,29 @@ class Candidate:
 
     def documents(self) -> list[Document]:
         """Its documents. The environment of a node cannot change them. Raises DocumentError."""
-        at = f"{self.bundle.name}@{self.bundle.version}"
-        return [parse(f"{at}/{name}", text, environment={}) for name, text in self.bundle.documents.items()]
+        return [parse(f"{self._at}/{name}", text, environment={}) for name, text in self.bundle.documents.items()]
+
+    def read(self, file: str, name: str) -> bytes:
+        """The file that the document `file` names, relative to it: one of the bundle, never one of the node. Raises FileNotFoundError."""
+        beside = file.removeprefix(f"{self._at}/").rpartition("/")[0]
+        found = self.bundle.files.get(normpath(f"{beside}/{name}" if beside else name))
+        if found is None:
+            raise FileNotFoundError(errno.ENOENT, "no such file in the bundle", name)
+        return found
+
+    @property
+    def _at(self) -> str:
+        return f"{self.bundle.name}@{self.bundle.version}"
 
 
 class BundleKeeper:
-    """The bundles of one node. `refused` says why the newest candidate was not taken, "" when it was."""
+    """The bundles of one node. `refused` says why the newest candidate was not taken, "" when it was. `pull` asks the fleet's store for
+    the value of its key (None: there is none), where bundles come from there."""
 
-    def __init__(self, settings: BundleSettings, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, settings: BundleSettings, clock: Callable[[], float] = time.time, pull: Callable[[], Awaitable[bytes | None]] | None = None
+    ) -> None:
+        self.pull = pull
         self._settings = settings
         self._clock = clock
         self._keys: Sequence[PublicKey] = ()
@@ -81,6 +101,8 @@ class BundleKeeper:
         self._url: SplitResult | None = checked_url(settings.url) if settings.url is not None else None
         self._context: ssl.SSLContext | None = None
         self.refused = ""
+        self.refusal: dict[str, str] | None = None  # the same for the record: code, error, digest of what was offered
+        self.enforced: Bundle | None = None  # what the owner has put in force last
         self.regular = self._held(_REGULAR)
         self.glass = self._held(_GLASS)
 
@@ -91,7 +113,7 @@ class BundleKeeper:
         """What should be in force now, best first: a break-glass bundle while it lasts, the newest acceptable regular one, the one that is
         kept (unless it has expired since). Raises DocumentError when there is none."""
         now = self._clock()
-        self.refused = ""
+        self.refused, self.refusal = "", None
         self._trust()
         offered = self._offered()
         regular, glass = self.regular, self.glass
@@ -101,6 +123,7 @@ class BundleKeeper:
                 accept(bundle, regular.bundle if regular is not None else None, now, name=self._settings.name)
             except BundleError as exc:
                 self.refused = str(exc)
+                self.refusal = {"code": exc.code, "error": str(exc), "offered": "sha256:" + hashlib.sha256(offered).hexdigest()}
             else:
                 candidate = Candidate(bundle, offered)
                 regular, glass = (regular, candidate) if bundle.is_break_glass else (candidate, glass)
@@ -139,7 +162,9 @@ class BundleKeeper:
         return self._settings.interval_s
 
     async def fetch(self) -> bool:
-        """Asks the URL once; True when another document came. Raises BundleError(unavailable)."""
+        """Asks the URL or the store once; True when another document came. Raises BundleError(unavailable)."""
+        if self.pull is not None:
+            return await self._pulled(self.pull)
         if self._url is None:
             return False
         try:
@@ -151,9 +176,23 @@ class BundleKeeper:
         except (TimeoutError, OSError, ValueError, h11.ProtocolError) as exc:
             raise BundleError("unavailable", f"{self._settings.url}: {exc or type(exc).__name__}") from exc
         self._etag = answer.etag
-        if answer.body is None or answer.body == self._fetched:
+        return answer.body is not None and self.offer(answer.body)
+
+    async def _pulled(self, pull: Callable[[], Awaitable[bytes | None]]) -> bool:
+        try:
+            async with asyncio.timeout(FETCH_S):
+                data = await pull()
+        except (TimeoutError, OSError, MeshguardError) as exc:
+            raise BundleError("unavailable", str(exc) or type(exc).__name__) from exc
+        if data is None:
+            raise BundleError("unavailable", f"the store has nothing under {self._settings.fleet}")
+        return self.offer(data)
+
+    def offer(self, data: bytes) -> bool:
+        """A document that came; False when it is the one that came last. `choose` judges it."""
+        if data == self._fetched:
             return False
-        self._fetched = answer.body
+        self._fetched = data
         return True
 
     async def fetch_first(self) -> None:
@@ -198,7 +237,7 @@ class BundleKeeper:
 
     def _problem(self, text: str) -> DocumentError:
         expected = f"a bundle signed by {self._settings.threshold} of {len(self._keys)} trusted keys ({text})"
-        return DocumentError([Problem(str(self._settings.path or self._settings.url), "", expected)])
+        return DocumentError([Problem(str(self._settings.path or self._settings.url or f"fleet:{self._settings.fleet}"), "", expected)])
 
 
 def _trusted(files: Sequence[Path], threshold: int) -> list[PublicKey]:

@@ -7,12 +7,11 @@ sets the deadline.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import ssl
 from typing import NamedTuple
 from urllib.parse import SplitResult, urljoin, urlsplit
 
-import h11
+from meshguard.wire.one_exchange import Answer, OneExchange, is_loopback, port_of
 
 __all__ = ["Fetched", "checked_url", "fetch"]
 
@@ -34,7 +33,7 @@ async def fetch(url: SplitResult, etag: str, accept: str, max_octets: int, conte
         if isinstance(answer, Fetched):
             return answer
         following = checked_url(urljoin(url.geturl(), answer))
-        if (following.scheme, following.hostname, _port(following)) != (url.scheme, url.hostname, _port(url)):
+        if (following.scheme, following.hostname, port_of(following)) != (url.scheme, url.hostname, port_of(url)):
             raise ValueError("a redirect to another origin")
         url = following
     raise ValueError("too many redirects")
@@ -43,58 +42,31 @@ async def fetch(url: SplitResult, etag: str, accept: str, max_octets: int, conte
 async def _get(url: SplitResult, etag: str, accept: str, max_octets: int, context: ssl.SSLContext | None) -> Fetched | str:
     """One exchange: the answer, or the Location of a redirect."""
     context = (context or ssl.create_default_context()) if url.scheme == "https" else None
-    reader, writer = await asyncio.open_connection(url.hostname, _port(url), ssl=context, limit=64 * 1024)
+    reader, writer = await asyncio.open_connection(url.hostname, port_of(url), ssl=context, limit=64 * 1024)
     try:
-        connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=32 * 1024)
-        headers = [
-            ("host", url.netloc),
-            ("accept", accept),
-            ("accept-encoding", "identity"),
-            ("user-agent", "meshguard"),
-            ("connection", "close"),
-        ]
-        if etag:
-            headers.append(("if-none-match", etag))
-        target = (url.path or "/") + (f"?{url.query}" if url.query else "")
-        request = connection.send(h11.Request(method="GET", target=target, headers=headers))
-        writer.write((request or b"") + (connection.send(h11.EndOfMessage()) or b""))
+        fields = {"accept": accept, "user-agent": "meshguard", **({"if-none-match": etag} if etag else {})}
+        exchange = OneExchange("GET", url, fields, b"", max_octets)
+        writer.write(exchange.request)
         await writer.drain()
-        return await _receive(connection, reader, etag, max_octets)
+        while (answer := exchange.receive(await reader.read(64 * 1024))) is None:
+            pass
+        return _judged(answer, etag)
     finally:
         writer.transport.abort()  # the exchange is over or broken: nothing is waited for
 
 
-async def _receive(connection: h11.Connection, reader: asyncio.StreamReader, etag: str, max_octets: int) -> Fetched | str:
-    response: h11.Response | None = None
-    body = bytearray()
-    while True:
-        event = connection.next_event()
-        if event is h11.NEED_DATA:
-            connection.receive_data(await reader.read(64 * 1024))
-        elif isinstance(event, h11.Response):
-            response = event
-        elif isinstance(event, h11.Data):
-            body += event.data
-            if len(body) > max_octets:
-                raise ValueError(f"more than {max_octets} bytes")
-        elif isinstance(event, h11.EndOfMessage) and response is not None:
-            return _answer(response, bytes(body), etag)
-        elif not isinstance(event, h11.InformationalResponse):
-            raise ValueError("the connection ended early")
-
-
-def _answer(response: h11.Response, body: bytes, sent: str) -> Fetched | str:
-    fields = {name.decode("latin-1"): value.decode("latin-1") for name, value in response.headers}
-    if response.status_code in (301, 302, 303, 307, 308) and "location" in fields:
+def _judged(answer: Answer, sent: str) -> Fetched | str:
+    fields = answer.fields
+    if answer.status in (301, 302, 303, 307, 308) and "location" in fields:
         return fields["location"]
     etag, cache_control = fields.get("etag", ""), fields.get("cache-control", "")
-    if response.status_code == 304 and sent:
+    if answer.status == 304 and sent:
         return Fetched(None, etag or sent, cache_control)
-    if response.status_code != 200:
-        raise ValueError(f"status {response.status_code}")
+    if answer.status != 200:
+        raise ValueError(f"status {answer.status}")
     if fields.get("content-encoding", "identity").lower() != "identity":
         raise ValueError("a content coding that was not asked for")
-    return Fetched(body, etag, cache_control)
+    return Fetched(answer.body, etag, cache_control)
 
 
 def checked_url(text: str) -> SplitResult:
@@ -104,20 +76,7 @@ def checked_url(text: str) -> SplitResult:
         raise ValueError("a URL with a host and without user and fragment")
     if not all(0x21 <= ord(char) < 0x7F for char in text):
         raise ValueError("a URL of printable ASCII characters")
-    if url.scheme != "https" and not (url.scheme == "http" and _is_loopback(url.hostname)):
+    if url.scheme != "https" and not (url.scheme == "http" and is_loopback(url.hostname)):
         raise ValueError("an https URL (http only for loopback)")
-    _port(url)
+    port_of(url)
     return url
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _port(url: SplitResult) -> int:
-    return url.port or (443 if url.scheme == "https" else 80)

@@ -36,19 +36,22 @@ def verify_ledger(
     verifiers: Sequence[NoteVerifier],
     held: Sequence[tuple[str, str]] = (),
     progress: Callable[[int, int], None] | None = None,
+    *,
+    every: bool = False,
 ) -> AuditReport:
-    """`held`: (where from, text) of checkpoints kept elsewhere. `progress(shard, entries)` is called after each part. Raises OSError."""
+    """`held`: (where from, text) of checkpoints kept elsewhere. `progress(shard, entries)` is called after each part. `every`: a checkpoint
+    counts when all `verifiers` have signed it. Raises OSError."""
     report = AuditReport()
     kept: dict[str, list[tuple[str, Checkpoint]]] = {}
     for source, text in held:
         try:
-            checkpoint = Checkpoint.parse(open_note(text, verifiers).text)
+            checkpoint = Checkpoint.parse(open_note(text, verifiers, every=every).text)
         except NoteError as exc:
             report.strays.append(f"{source}: {exc}")
             continue
         kept.setdefault(checkpoint.origin, []).append((source, checkpoint))
     for number, place in shard_directories(directory):
-        report.shards[number] = _verify_shard(ShardReader(number, place), verifiers, kept, progress)
+        report.shards[number] = _verify_shard(ShardReader(number, place), verifiers, kept, progress, every)
     origins = {shard.origin for shard in report.shards.values()}
     for origin, checkpoints in kept.items():
         if origin not in origins:
@@ -61,6 +64,7 @@ def _verify_shard(
     verifiers: Sequence[NoteVerifier],
     kept: dict[str, list[tuple[str, Checkpoint]]],
     progress: Callable[[int, int], None] | None,
+    every: bool,
 ) -> ShardReport:
     signed: dict[int, Checkpoint] = {}
     wrong: list[Finding] = []
@@ -68,7 +72,7 @@ def _verify_shard(
     origin = ""
     for text in reader.notes():
         try:
-            checkpoint = Checkpoint.parse(open_note(text, verifiers).text)
+            checkpoint = Checkpoint.parse(open_note(text, verifiers, every=every).text)
         except NoteError as exc:
             wrong.append(Finding("bad_checkpoint", newest, f"a checkpoint after size {newest}: {exc}", exact=False))
             continue

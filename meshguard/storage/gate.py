@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from meshguard.ledger.entries import decision_entry, event_entry, rfc3339
 from meshguard.model.reasons import LEDGER_UNAVAILABLE
 from meshguard.model.record import RequestRecord
-from meshguard.storage.shard import FULL, Commit, Shard
+from meshguard.storage.commit import Commit
+from meshguard.storage.shard import FULL, Shard
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -170,17 +171,22 @@ class Gate:
     # -- commits --------------------------------------------------------------------------------------------------------
 
     def _arm(self) -> None:
-        loop = self._loop
+        loop = self._running()
         if loop is None:
-            try:
-                loop = self._loop = asyncio.get_running_loop()
-            except RuntimeError:
-                return  # before the loop runs, and after it: `close` commits
+            return  # before the loop runs, and after it: `close` commits
         self._armed = True
         if self._corks:
             loop.call_soon(self._tick)
         else:
             self._timer = loop.call_later(self._batch_s, self._tick)
+
+    def _running(self) -> asyncio.AbstractEventLoop | None:
+        if self._loop is None:
+            try:
+                self._loop = asyncio.get_running_loop()
+            except RuntimeError:
+                pass
+        return self._loop
 
     def _tick(self) -> None:
         self._armed = False
@@ -294,9 +300,10 @@ class Gate:
             self._shut = True
         else:
             self.event("trouble", {"error": name, "requests": "refused" if self._refuse else "recorded while the reserve lasts"})
-        if self._loop is not None and not self._mending:
+        loop = self._running()
+        if loop is not None and not self._mending:
             self._mending = True
-            self._loop.call_later(0 if self.shard.broken else MEND_S, self._mend)
+            loop.call_later(0 if self.shard.broken else MEND_S, self._mend)
 
     def _mend(self) -> None:
         if self._closing:

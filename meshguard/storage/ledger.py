@@ -7,16 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from meshguard.ledger.notes import NoteSigner, NoteVerifier
-from meshguard.model.errors import MeshguardError
+from meshguard.storage.claim import LedgerBusy
 from meshguard.storage.disk import Disk
 from meshguard.storage.recovery import recover
 from meshguard.storage.shard import Shard
 
-__all__ = ["LedgerBusy", "OpenLedger", "open_ledger", "shard_origin"]
-
-
-class LedgerBusy(MeshguardError):
-    """Another process writes to this shard."""
+__all__ = ["OpenLedger", "open_ledger", "shard_origin"]
 
 
 @dataclass(slots=True)

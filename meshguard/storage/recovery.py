@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from meshguard.ledger.checkpoints import Checkpoint
-from meshguard.ledger.frame import Damage, records, resumes_at
+from meshguard.ledger.frame import Damage, leaves_in, resumes_at
 from meshguard.ledger.merkle import Tree
 from meshguard.ledger.notes import NoteError, NoteVerifier, notes_in, open_note
 from meshguard.storage.segments import NEXT, Header, LedgerDamaged, Segment, listed, mapped
@@ -130,11 +130,7 @@ def _read(
         if header.origin != origin or header.first != segment.first:
             raise LedgerDamaged(f"{path}: the header is of {header.origin}, entry {header.first}")
         try:
-            for _, after, leaf in records(data, begin):
-                end = after
-                leaves.append(leaf)
-                if limit is not None and segment.first + len(leaves) == limit:
-                    break
+            end = leaves_in(data, begin, leaves, -1 if limit is None else limit - segment.first)
         except Damage as exc:
             damage = exc
             end = exc.offset

@@ -16,6 +16,7 @@ from typing import Any
 
 from meshguard.ledger.merkle import range_root
 from meshguard.storage.disk import Disk
+from meshguard.storage.packed import pack
 from meshguard.storage.segments import Header
 from meshguard.storage.shard_reader import Part, ShardReader
 
@@ -59,8 +60,7 @@ def compress(reader: ShardReader, signed: int) -> int:
         packed = part.path.with_name(part.path.name + ".gz")
         fresh = packed.with_name(packed.name + ".new")
         with open(part.path, "rb") as source, open(fresh, "wb") as target:
-            with gzip.GzipFile(filename="", fileobj=target, mode="wb", compresslevel=6, mtime=0) as out:
-                shutil.copyfileobj(source, out, 1 << 20)
+            pack(source, target)
             target.flush()
             os.fsync(target.fileno())
         with gzip.open(fresh, "rb") as check, open(part.path, "rb") as source:

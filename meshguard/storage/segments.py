@@ -27,7 +27,7 @@ from meshguard.model.errors import MeshguardError
 
 __all__ = ["MAGIC", "NEXT", "Header", "LedgerDamaged", "Segment", "listed", "mapped", "segment_name", "shard_directories"]
 
-MAGIC = b"meshguard segment 1\n"
+MAGIC = b"meshguard segment 2\n"
 NEXT = "next"
 _SUFFIX = ".segment"
 _MAX_HEADER = 1 << 17

@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from meshguard.ledger.frame import HEADER, Damage, records, resumes_at
+from meshguard.ledger.frame import HEADER, Damage, leaves_in, records, resumes_at
 from meshguard.ledger.merkle import Tree
 from meshguard.ledger.notes import notes_in
+from meshguard.ledger.proofs import consistency_proof
 from meshguard.ledger.verify import DAMAGED
 from meshguard.storage.recovery import CHECKPOINTS
 from meshguard.storage.segments import Header, mapped
@@ -90,8 +91,7 @@ class ShardReader:
             add = found.append
             while True:
                 try:
-                    for _, _, leaf in records(data, offset):
-                        add(leaf)
+                    leaves_in(data, offset, found)
                     break
                 except Damage as damage:
                     again = resumes_at(data, damage.offset)
@@ -127,7 +127,7 @@ class ShardReader:
                     raise Damage(0, str(exc)) from exc
                 index = part.first
                 try:
-                    for begin, end, _ in records(data, offset):
+                    for begin, end in records(data, offset):
                         if (stop is not None and index >= stop) or (part.end is not None and index >= part.end):
                             break
                         if index >= start:
@@ -144,6 +144,50 @@ class ShardReader:
         except FileNotFoundError:
             return []
         return list(notes_in(text))
+
+    def note_at(self, size: int) -> str:
+        """Its checkpoint over just `size` entries (each rotation signs one), "" where there is none."""
+        try:
+            with mapped(self.directory / CHECKPOINTS) as data:
+                place = data.find(b"\n%d\n" % size)
+                if place < 0:
+                    return ""
+                text = bytes(data[max(0, place - 4096) : place + 65536]).decode("utf-8", "replace")
+        except FileNotFoundError:
+            return ""
+        place = text.find(f"\n{size}\n")
+        return next(iter(notes_in(text[text.rfind("\n", 0, place) + 1 :])), "")
+
+    def tree_at(self, size: int) -> Tree:
+        """The tree of the first `size` entries, from the frontier in a segment's header and the hashes behind it. Raises ValueError where
+        some are missing, OSError."""
+        parts = [part for part in self.parts() if part.first < size]
+        known = max((place for place, part in enumerate(parts) if part.path is not None), default=None)
+        tree = Tree()
+        if known is not None:
+            with self.octets(parts[known]) as data:
+                tree = Header.parse(data[: 1 << 17])[0].tree()
+            parts = parts[known:]
+        for part in parts:
+            leaves = self.stored(part)[: (size if part.end is None else min(size, part.end)) - part.first]
+            tree.extend(leaves)
+        if tree.size != size:
+            raise ValueError(f"hashes of the first {size} entries are missing")
+        return tree
+
+    def consistency(self, old: Tree, size: int) -> list[bytes]:
+        """PROOF that the tree of `size` entries continues `old`: its left nodes are in the frontier of `old`, so only hashes from there
+        on are read. Raises ValueError, OSError."""
+        known: dict[tuple[int, int], bytes] = {}
+        low = 0
+        for node, bit in zip(old.frontier, (bit for bit in range(62, -1, -1) if old.size >> bit & 1), strict=True):
+            known[low, low + (1 << bit)] = node
+            low += 1 << bit
+
+        def root_of(low: int, high: int) -> bytes:
+            return known.get((low, high)) or self.range_root(low, high)
+
+        return consistency_proof(old.size, size, root_of)
 
     def range_root(self, low: int, high: int) -> bytes:
         """MTH of the stored leaf hashes of [low, high). Raises ValueError where some are missing."""

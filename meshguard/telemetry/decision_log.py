@@ -9,10 +9,14 @@ Schema `meshguard.decision/1` (keys marked ? are left out when there is nothing 
     what                    method, host, path (canonical), route, cluster, listener, protocol, tls, port, request_bytes,
                             response_bytes, direction? (outbound: a call of the own workload), query_bytes?
     why                     verdict (allow, deny, refuse, error), rule?, reason?, detail?, near_miss? {rule, condition, detail?},
-                            shadow? [{rule, effect}], policy_digest?, policy_revision?
+                            shadow? [{rule, effect}], policy_digest?, policy_revision?, body? (judged: rules have looked at it)
     outcome                 status (0: none was sent), upstream?, attempts (how often one was tried), duration_us,
-                            upstream_us? (until its response head), aborted?, websocket? {close (code), by}
+                            upstream_us? (until its response head), aborted?, websocket? {close (code), by},
+                            fallback? {because (a reason), cluster? or status?, detail?}: what the route had instead of its cluster
     fields?                 [{operation, field, keyset?, version?, count}]: what was done to protected fields, never their values
+    candidate?              {effect (would_allow, would_deny, error), rule?, reason?, nearest?, policy_digest?}: what a candidate policy
+                            beside the live one would have decided otherwise
+    controls?               {satisfied?, violated?}: ids of the controls of configured packs that this request was judged by
     trace_id?, span_id?, sampled?
 and, where records were lost, a line {schema, gap: N, since, time} in their place.
 
@@ -25,17 +29,21 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
 
 from meshguard.model.principal import Principal
 from meshguard.model.reasons import Reason
-from meshguard.model.record import RequestRecord
-from meshguard.model.verdicts import Denial, Permit
+from meshguard.model.record import PlanFacts, RequestRecord
+from meshguard.model.verdicts import CandidateResult, Denial, Permit
 from meshguard.telemetry.metrics import Registry
 from meshguard.telemetry.outcome import grpc_status, verdict_name
 from meshguard.telemetry.span_ids import SpanIds
+from meshguard.telemetry.usual_decision import UsualDecision
+
+if TYPE_CHECKING:
+    from meshguard.telemetry.controls import Citations
 
 __all__ = ["MAX_DETAIL", "MAX_HOST", "MAX_METHOD", "MAX_PATH", "MAX_SUBJECT", "SCHEMA", "DecisionLog", "DecisionSink", "gap_line"]
 
@@ -76,12 +84,14 @@ class DecisionLog:
 
     def __init__(self, sink: DecisionSink, registry: Registry, spans: SpanIds | None = None, *, fed: bool = False) -> None:
         self._fed = fed
+        self.controls: Citations | None = None  # for requests that were refused before there was a plan
         self._sink = sink
         self._spans = spans
         self._lines: list[bytes] = []
         self._size = 0
         self._svids: dict[str, orjson.Fragment] = {}
         self._permits: dict[tuple[str, str, int], orjson.Fragment] = {}
+        self._usual = UsualDecision(spans, self._why_of, self._svid_of).tell
         self._second = -1
         self._prefix = ""
         self._unwritable = registry.counter(
@@ -106,7 +116,13 @@ class DecisionLog:
     def tell(self, record: RequestRecord, clock_offset: float) -> bytes:
         """The record as canonical JSON (keys sorted, no newline): the line of this log, and the entry of the ledger."""
         try:
-            return self._line(record, clock_offset)
+            when = record.started + clock_offset
+            second = int(when)
+            if second != self._second:
+                self._second = second
+                self._prefix = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
+            micros = int((when - second) * 1e6)
+            return self._usual(record, self._prefix, micros) or self._line(record, micros)
         except Exception:  # outermost loop of the log: a record that cannot be told still leaves a line
             self._unwritable.value += 1
             return _reduced(record, clock_offset)
@@ -127,7 +143,7 @@ class DecisionLog:
             self._size = 0
             self._sink.write(b"".join(lines), len(lines) // 2)
 
-    def _line(self, record: RequestRecord, clock_offset: float) -> bytes:
+    def _line(self, record: RequestRecord, micros: int) -> bytes:
         peer = record.peer
         plan = record.plan
         verdict = record.verdict
@@ -135,13 +151,6 @@ class DecisionLog:
         head = record.head
         started = record.started
         ended = record.ended
-
-        when = started + clock_offset
-        second = int(when)
-        if second != self._second:
-            self._second = second
-            self._prefix = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
-        micros = int((when - second) * 1e6)
 
         who: dict[str, object] = {"address": record.client_address, "port": peer.client_port}
         if who["address"] != peer.client_address:
@@ -152,7 +161,7 @@ class DecisionLog:
             if peer.proxy:
                 who["proxy"] = peer.proxy  # it has seen the certificate; we have not
             else:
-                who["svid"] = self._svids.get(principal.thumbprint) or self._svid(principal)
+                who["svid"] = self._svid_of(principal)
         if record.chain:
             who["chain"] = list(record.chain)
         if record.subject:
@@ -200,11 +209,12 @@ class DecisionLog:
                 what["query_bytes"] = len(head.target) - mark - 1
 
         why: orjson.Fragment | dict[str, object]
-        if refusal is None and verdict.__class__ is Permit and not verdict.shadow and not record.detail:
-            permit = (verdict.rule_id, verdict.policy_digest, revision)
-            why = self._permits.get(permit) or self._permitted(permit)
+        if refusal is None and verdict.__class__ is Permit and not verdict.shadow and not record.detail and not record.body_judged:
+            why = self._why_of(verdict, revision)
         else:
             why = _why(verdict, refusal, record.detail, revision)
+            if record.body_judged:
+                why["body"] = "judged"
 
         upstream = record.upstream
         outcome: dict[str, object] = {
@@ -233,6 +243,11 @@ class DecisionLog:
             "why": why,
             "outcome": outcome,
         }
+        if plan is None:
+            if self.controls is not None:
+                line["controls"] = self.controls.cite(record).fragment
+        elif plan.extra:
+            _add_extras(line, outcome, record, plan)
         if record.operations:
             line["fields"] = [_operation(act) for act in record.operations]
         if record.trace_id:
@@ -247,7 +262,10 @@ class DecisionLog:
         except TypeError:  # text that is not valid Unicode (lone surrogates): said with escapes
             return orjson.dumps(_encodable(line), option=_SORTED)
 
-    def _svid(self, principal: Principal) -> orjson.Fragment:
+    def _svid_of(self, principal: Principal) -> orjson.Fragment:
+        known = self._svids.get(principal.thumbprint)
+        if known is not None:
+            return known
         if len(self._svids) >= _CACHE:
             self._svids.clear()
         made = orjson.Fragment(
@@ -259,7 +277,11 @@ class DecisionLog:
         self._svids[principal.thumbprint] = made
         return made
 
-    def _permitted(self, permit: tuple[str, str, int]) -> orjson.Fragment:
+    def _why_of(self, verdict: Permit, revision: int) -> orjson.Fragment:
+        permit = (verdict.rule_id, verdict.policy_digest, revision)
+        known = self._permits.get(permit)
+        if known is not None:
+            return known
         if len(self._permits) >= _CACHE:
             self._permits.clear()
         rule_id, digest, revision = permit
@@ -290,6 +312,23 @@ def _why(verdict: Permit | Denial | None, refusal: Reason | None, detail: str, r
     if detail:
         why["detail"] = _capped(detail, MAX_DETAIL)
     return why
+
+
+def _add_extras(line: dict[str, object], outcome: dict[str, object], record: RequestRecord, plan: PlanFacts) -> None:
+    """What only some configurations have: controls of packs, a candidate policy, a fallback of the route."""
+    candidate = getattr(record, "candidate", None) if plan.candidate is not None else None
+    if candidate is not None and candidate.effect != "same":
+        line["candidate"] = _candidate(candidate)
+    if plan.controls is not None:
+        line["controls"] = plan.controls.cite(record).fragment
+    fallback = getattr(record, "fallback", None) if plan.fallback is not None else None
+    if fallback is not None:
+        outcome["fallback"] = fallback
+
+
+def _candidate(result: CandidateResult) -> dict[str, object]:
+    told = {"rule": result.rule_id, "reason": result.reason, "nearest": result.nearest, "policy_digest": result.policy_digest}
+    return {"effect": result.effect, **{key: value for key, value in told.items() if value}}
 
 
 def _operation(act: Any) -> dict[str, object]:

@@ -10,10 +10,11 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 
 from meshguard.model.reasons import Reason
-from meshguard.model.record import RequestRecord, WebSocketFacts
+from meshguard.model.record import PlanFacts, RequestRecord, WebSocketFacts
 from meshguard.model.verdicts import Denial, Permit
 from meshguard.telemetry.metrics import OVERFLOW, SERIES_CAP, Family, HistogramValue, Kind, Labels, Registry, Slot
 from meshguard.telemetry.outcome import error_type, grpc_status, method_name, protocol_version, verdict_name
+from meshguard.telemetry.shadow import WOULD, ShadowCounts
 
 __all__ = ["DURATION_BOUNDS_S", "SIZE_BOUNDS_BYTES", "RequestMetrics"]
 
@@ -81,6 +82,13 @@ class RequestMetrics:
         )
         self._shadow = registry.counter(
             "meshguard.shadow.decisions", "What rules in shadow mode would have done", "{decision}", ("rule", "effect"), cap
+        )
+        self.shadow = ShadowCounts()
+        self._candidate = registry.counter(
+            "meshguard.shadow.candidate", "Decisions of the candidate policy beside the live one", "{decision}", ("effect",), cap
+        )
+        self._violations = registry.counter(
+            "meshguard.control.violations", "Requests that violated a control of a configured pack", "{request}", ("control",), cap
         )
         self._closes = registry.counter(
             "meshguard.websocket.closes", "WebSockets by how they ended", "{connection}", ("listener", "code", "by"), cap
@@ -161,6 +169,9 @@ class RequestMetrics:
                 if verdict is not None and verdict.shadow:
                     for result in verdict.shadow:
                         self._shadow.labels(result.rule_id, result.effect).value += 1
+                        self.shadow.rule(record, result.rule_id, result.effect, record.started + clock_offset)
+                if plan is not None and plan.extra:
+                    self._count_extras(record, plan, record.started + clock_offset)
                 if record.websocket is not None and record.websocket.opened:
                     self._closed(record, record.websocket)
                 if record.grpc_end:
@@ -168,10 +179,22 @@ class RequestMetrics:
                 if record.operations:
                     for act in record.operations:
                         self._operations.labels(act.field, act.operation, act.keyset).value += act.count
+                        if act.operation[:6] == WOULD:
+                            self.shadow.field(record, act.field, act.operation, act.count, record.started + clock_offset)
             except Exception as exc:  # costs nothing while nothing is raised
                 broken = exc
         if broken is not None:
             raise broken
+
+    def _count_extras(self, record: RequestRecord, plan: PlanFacts, when: float) -> None:
+        """What only some configurations have: a candidate policy, controls of packs."""
+        compared = getattr(record, "candidate", None) if plan.candidate is not None else None  # None: refused before any decision
+        if compared is not None:
+            self._candidate.labels(compared.effect).value += 1
+            self.shadow.compared(record, compared, when)
+        if plan.controls is not None:
+            for control in plan.controls.cite(record).violated:
+                self._violations.labels(control).value += 1
 
     def _closed(self, record: RequestRecord, websocket: WebSocketFacts) -> None:
         code = websocket.close_code

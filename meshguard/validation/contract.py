@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from meshguard.validation.parameters import Parameter
 from meshguard.validation.schemas import Checker
 from meshguard.validation.violation import Violation
+
+if TYPE_CHECKING:
+    from meshguard.validation.protobuf import MessageChecker
 
 __all__ = ["BodyContract", "Check", "Contract", "SchemaContract", "is_json"]
 
@@ -51,7 +54,9 @@ class Check:
         self._body = body
         self.violation = violation
 
-    def judge_head(self, header: Callable[[str], list[str]], has_body: bool, media_types: Sequence[str]) -> Checker | None:
+    def judge_head(
+        self, header: Callable[[str], list[str]], has_body: bool, media_types: Sequence[str]
+    ) -> Checker | MessageChecker | None:
         """Judges all but the body; gives who has to judge that. Raises Violation."""
         if self.violation is not None:
             raise Violation(self.violation.place, self.violation.rule)

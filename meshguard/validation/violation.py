@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-__all__ = ["ContractError", "Violation", "pointer"]
+__all__ = ["ContractError", "UnknownOperation", "Violation", "pointer"]
 
 LONGEST_PLACE = 256
 """Characters of a place: member names are the client's."""
@@ -19,6 +19,10 @@ class Violation(Exception):
         super().__init__(rule)
         self.place = place[:LONGEST_PLACE]
         self.rule = rule
+
+
+class UnknownOperation(Violation):
+    """The contract does not know what is called."""
 
 
 class ContractError(Exception):

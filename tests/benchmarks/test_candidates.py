@@ -70,9 +70,9 @@ def test_envoy_has_the_same_rules_both_ways() -> None:
 def test_every_contestant_and_anchor_is_known() -> None:
     labels = {row.name: {each.name for each in contestants(row, "meshguard", PEERS)} for row in ROWS}
     for row in ROWS:
-        assert {each.candidate for each in row.ours} <= set(subject.SUBJECTS)
+        assert {each.candidate for each in row.ours} <= {*subject.SUBJECTS, *PEERS}
     for target in TARGETS:
-        assert {target.ours, target.anchor} <= labels[target.row], target.name
+        assert {target.ours, target.anchor, target.per or target.ours} <= labels[target.row], target.name
 
 
 def test_another_proxy_stands_in_for_ours_once() -> None:

@@ -1,4 +1,4 @@
-"""Floods and bombs of HTTP/2, on the engine: each ends with the right error, after a bounded number of frames and with bounded memory.
+"""Floods and bombs of HTTP/2, on both engines: each ends with the right error, after a bounded number of frames and with bounded memory.
 
 `security.md`, section 2: rapid reset (CVE-2023-44487), made-you-reset (CVE-2025-8671), CONTINUATION (CVE-2024-27316 and others), PING,
 SETTINGS, PRIORITY, empty frames, 0-length headers (CVE-2019-9511 to 9518), HPACK bombs. The real process meets them end to end.
@@ -13,8 +13,10 @@ import pytest
 
 from meshguard.wire.http2.engine import Http2Limits
 from tests.wire.http2.peer import (
+    CLIENTS,
     GET,
     PADDED,
+    SERVERS,
     block,
     client,
     cont,
@@ -37,6 +39,7 @@ from tests.wire.http2.peer import (
 LIMITS = Http2Limits(control_burst=50, control_per_s=10.0, reset_burst=20, reset_per_s=5.0)
 OPEN = headers(1, *GET, end=False)
 Attack = Callable[[int], bytes]
+both = pytest.mark.parametrize("kind", SERVERS)
 
 
 def control(make: Attack, opening: bytes = b"") -> tuple[Attack, bytes, int]:
@@ -88,10 +91,11 @@ FLOODS: dict[str, tuple[Attack, bytes, int]] = {
 }  # fmt: skip
 
 
+@both
 @pytest.mark.parametrize("name", FLOODS)
-def test_a_flood_ends(name: str) -> None:
+def test_a_flood_ends(name: str, kind: str) -> None:
     make, opening, free = FLOODS[name]
-    engine, sink = server(LIMITS, None, opening)
+    engine, sink = server(LIMITS, None, opening, kind=kind)
     rounds = 0
     written = 0
     while not any(call[0] == "failed" for call in sink.calls):
@@ -104,10 +108,11 @@ def test_a_flood_ends(name: str) -> None:
     assert written <= 100 * (rounds + 1)
 
 
+@both
 @pytest.mark.parametrize("name", FLOODS)
-def test_at_a_modest_rate_it_is_no_flood(name: str) -> None:
+def test_at_a_modest_rate_it_is_no_flood(name: str, kind: str) -> None:
     make, opening, free = FLOODS[name]
-    engine, sink = server(LIMITS, None, opening)
+    engine, sink = server(LIMITS, None, opening, kind=kind)
     per_s = LIMITS.control_per_s if free == LIMITS.control_burst else LIMITS.reset_per_s
     for index in range(3 * free):
         engine.receive(make(index), 1.0 + index / per_s)
@@ -116,17 +121,19 @@ def test_at_a_modest_rate_it_is_no_flood(name: str) -> None:
         assert not any(call[0] == "failed" for call in sink.calls), index
 
 
-def test_resets_of_both_directions_share_one_budget() -> None:
-    engine, sink = server(LIMITS)
+@both
+def test_resets_of_both_directions_share_one_budget(kind: str) -> None:
+    engine, sink = server(LIMITS, kind=kind)
     for index in range(LIMITS.reset_burst + 1):
         last = rst(stream(index)) if index % 2 else window(stream(index), 0)
         engine.receive(headers(stream(index), *GET) + last, 0.0)
     assert sink.calls[-1] == ("failed", "ENHANCE_YOUR_CALM")
 
 
-def test_a_reader_of_much_data_may_update_its_windows() -> None:
+@both
+def test_a_reader_of_much_data_may_update_its_windows(kind: str) -> None:
     """Ten updates for each frame of ours are no flood; the eleventh spends a token."""
-    engine, sink = server(LIMITS, None, settings((4, 2**20)), window(0, 2**20), headers(1, *GET))
+    engine, sink = server(LIMITS, None, settings((4, 2**20)), window(0, 2**20), headers(1, *GET), kind=kind)
     engine.send_head(1, 200, b"", False)
     for _ in range(60):
         engine.send_data(1, b"x" * 1000, False)
@@ -137,7 +144,8 @@ def test_a_reader_of_much_data_may_update_its_windows() -> None:
     assert sink.calls[-1] == ("failed", "ENHANCE_YOUR_CALM")
 
 
-def test_answers_that_nobody_reads_do_not_pile_up() -> None:
+@both
+def test_answers_that_nobody_reads_do_not_pile_up(kind: str) -> None:
     limits = Http2Limits(control_burst=10**6, reset_burst=10**6, queue_bytes=10_000)
     floods: list[Iterator[bytes]] = [
         (ping() for _ in range(10_000)),
@@ -146,7 +154,7 @@ def test_answers_that_nobody_reads_do_not_pile_up() -> None:
         (headers(2 * n + 1, *GET) + window(2 * n + 1, 0) for n in range(10_000)),
     ]
     for flood in floods:
-        engine, sink = server(limits)
+        engine, sink = server(limits, kind=kind)
         for octets in flood:
             engine.receive(octets, 0.0)
             if sink.calls and sink.calls[-1][0] == "failed":
@@ -158,9 +166,10 @@ def test_answers_that_nobody_reads_do_not_pile_up() -> None:
 # -- blocks -----------------------------------------------------------------------------------------------------------------
 
 
-def test_continuation_that_does_not_end() -> None:
+@both
+def test_continuation_that_does_not_end(kind: str) -> None:
     for payload in (b"", b"x", bytes(16384)):
-        engine, sink = server()
+        engine, sink = server(kind=kind)
         engine.receive(frame(1, 0, 1, b""), 0.0)
         for _ in range(9):
             assert not sink.calls or len(payload) > 1
@@ -169,8 +178,9 @@ def test_continuation_that_does_not_end() -> None:
         assert sent(engine) == ["GOAWAY ENHANCE_YOUR_CALM"]
 
 
-def test_a_block_is_bounded_in_octets_too() -> None:
-    engine, sink = server(Http2Limits(continuation_frames=1000, control_burst=10**6))
+@both
+def test_a_block_is_bounded_in_octets_too(kind: str) -> None:
+    engine, sink = server(Http2Limits(continuation_frames=1000, control_burst=10**6), kind=kind)
     engine.receive(frame(1, 0, 1, bytes(16384)), 0.0)
     frames_taken = 1
     while not sink.calls:
@@ -180,8 +190,9 @@ def test_a_block_is_bounded_in_octets_too() -> None:
     assert frames_taken <= 6  # twice the 32 KiB of a head, and a frame
 
 
-def test_empty_headers_in_continuation_cost_tokens() -> None:
-    engine, sink = server(LIMITS)
+@both
+def test_empty_headers_in_continuation_cost_tokens(kind: str) -> None:
+    engine, sink = server(LIMITS, kind=kind)
     for index in range(60):
         if sink.calls and sink.calls[-1][0] == "failed":
             break
@@ -286,25 +297,28 @@ FROM_A_SERVER: dict[str, Attack] = {
 }
 
 
+@pytest.mark.parametrize("kind", CLIENTS)
 @pytest.mark.parametrize("name", FROM_A_SERVER)
-def test_a_server_may_not_flood_us_either(name: str) -> None:
-    engine, sink = client(LIMITS, ASK)
+def test_a_server_may_not_flood_us_either(name: str, kind: str) -> None:
+    engine, sink = client(LIMITS, ASK, kind=kind)
     engine.receive(headers(1, (b":status", b"200"), end=False), 0.0)
     for index in range(LIMITS.control_burst + 20):
         engine.receive(FROM_A_SERVER[name](index), 0.0)
     assert sink.calls[-1] == ("failed", "ENHANCE_YOUR_CALM")
 
 
-def test_a_server_that_makes_us_reset() -> None:
-    engine, sink = client(LIMITS)
+@pytest.mark.parametrize("kind", CLIENTS)
+def test_a_server_that_makes_us_reset(kind: str) -> None:
+    engine, sink = client(LIMITS, kind=kind)
     for _ in range(LIMITS.reset_burst + 1):
         number_ = engine.request(ASK, b"http", True)
         engine.receive(headers(number_, (b"no", b"status")), 0.0)
     assert sink.calls[-1] == ("failed", "ENHANCE_YOUR_CALM")
 
 
-def test_a_server_may_refuse_as_many_requests_as_we_send() -> None:
-    engine, sink = client(LIMITS)
+@pytest.mark.parametrize("kind", CLIENTS)
+def test_a_server_may_refuse_as_many_requests_as_we_send(kind: str) -> None:
+    engine, sink = client(LIMITS, kind=kind)
     for _ in range(10 * LIMITS.reset_burst):
         engine.receive(rst(engine.request(ASK, b"http", True), 7), 0.0)
     assert {call[0] for call in sink.calls} == {"aborted"}

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import random
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from meshguard.ledger.frame import HEADER, frame, records
+from meshguard.ledger.frame import HEADER, entry_of, frame, records
+from meshguard.ledger.merkle import leaf_hash
 from meshguard.ledger.notes import notes_in
 from meshguard.ledger.verify import ShardReport
 from meshguard.storage.audit import AuditReport, verify_ledger
@@ -83,11 +87,11 @@ def rewrite(path: Path, change: Callable[[list[bytes]], list[bytes]], *, hashes:
     """The segment with other entries, every checksum right."""
     data = path.read_bytes()
     _, begin = Header.parse(data)
-    entries = [data[start + HEADER : end] for start, end, _ in records(data, begin)]
-    made = [frame(item) for item in change(entries)]
-    path.write_bytes(data[:begin] + b"".join(record for record, _ in made))
+    entries = [data[start + HEADER : end] for start, end in records(data, begin)]
+    made = change(entries)
+    path.write_bytes(data[:begin] + b"".join(map(frame, made)))
     if hashes:
-        path.with_suffix(".hashes").write_bytes(b"".join(leaf for _, leaf in made))
+        path.with_suffix(".hashes").write_bytes(b"".join(map(leaf_hash, made)))
 
 
 def notes_of(directory: Path) -> list[str]:
@@ -147,6 +151,123 @@ def _index_of(first: int, place: int, begin: int) -> int:
             return index
         offset += size
         index += 1
+
+
+Edit = tuple[str, int]
+_PLACES = st.integers(0, COUNT - 1)
+_KINDS = st.sampled_from(["edit", "delete", "insert", "repeat", "swap", "move", "cut", "garble"])
+_EDITS = st.lists(st.tuples(_KINDS, _PLACES), min_size=1, max_size=4)
+
+
+def changed(entries: list[bytes], edits: list[Edit]) -> list[bytes]:
+    """The entries after these changes, each at a place of what is left."""
+    made = list(entries)
+    for kind, place in edits:
+        if not made:
+            break
+        place %= len(made)
+        if kind == "edit":
+            made[place] = made[place].replace(b"/orders", b"/forged", 1)
+        elif kind == "delete":
+            del made[place]
+        elif kind == "insert":
+            made.insert(place, entry(9000 + place, path="/never"))
+        elif kind == "repeat":
+            made.insert(place, made[place])
+        elif kind == "swap":
+            made[place], made[-1 - place] = made[-1 - place], made[place]
+        elif kind == "move":
+            made.append(made.pop(place))
+        elif kind == "cut":
+            del made[place:]
+        else:
+            made[place] = made[place][: len(made[place]) // 2] + b"}"
+    return made
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(edits=_EDITS, hashes=st.booleans(), data=st.data())
+def test_any_change_of_a_segment_is_found_at_its_index(original: Path, edits: list[Edit], hashes: bool, data: st.DataObject) -> None:
+    """Whatever was done, by somebody who mends every checksum (and in half of the cases the stored hashes): it is found, and what is named
+    first is the first entry that differs, or, with the hashes gone, a range that begins at the last checkpoint before it."""
+    with tempfile.TemporaryDirectory() as place:
+        directory = Path(shutil.copytree(original, Path(place) / "ledger"))
+        segments = listed(directory / "shard-0")
+        number = data.draw(st.integers(0, len(segments) - 1))
+        segment = segments[number]
+        rewrite(segment.path, lambda entries: changed(entries, edits), hashes=hashes)
+        before, after = entries_of(original / "shard-0" / segment.path.name), entries_of(segment.path)
+        report = judged(directory)
+        if after == before:
+            assert report.good
+            return
+        first = report.shards[0].first_bad
+        assert first is not None, (edits, report)
+        shared = min(len(before), len(after))
+        wrong = segment.first + next((at for at in range(shared) if before[at] != after[at]), shared)
+        if hashes:
+            assert first.index <= max(wrong, segment.first + len(after))
+            assert wrong - 10 <= first.index
+        else:
+            assert first.index == wrong
+            assert first.kind in expected_kinds(before, after, wrong - segment.first)
+
+
+def expected_kinds(before: list[bytes], after: list[bytes], place: int) -> set[str]:
+    """What may be said of the first difference: is the entry that is there known from elsewhere, is the one that should be there kept?"""
+    if place == len(after):
+        return {"deleted", "truncated"}
+    if place == len(before):
+        return {"inserted"}
+    known, kept = after[place] in before[place:], before[place] in after[place:]
+    if known and kept:
+        return {"reordered", "inserted", "deleted"}  # a repetition in front of others is both
+    return {"deleted"} if known else {"inserted"} if kept else {"edited", "inserted", "deleted"}
+
+
+def entries_of(path: Path) -> list[bytes]:
+    data = path.read_bytes()
+    _, begin = Header.parse(data)
+    return [data[start + HEADER : end] for start, end in records(data, begin)]
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.lists(st.tuples(st.integers(0, 10**9), st.integers(0, 255)), min_size=1, max_size=6), data=st.data())
+def test_any_octets_anywhere(original: Path, changes: list[tuple[int, int]], data: st.DataObject) -> None:
+    """Of any file of the shard: a change that is not the same octet again is found (the hashes are derived: what they say is judged by the
+    entries)."""
+    with tempfile.TemporaryDirectory() as place:
+        directory = Path(shutil.copytree(original, Path(place) / "ledger"))
+        files = sorted(path for path in (directory / "shard-0").iterdir() if path.suffix == ".segment" or path.name == "checkpoints")
+        path = data.draw(st.sampled_from(files))
+        old = path.read_bytes()
+        new = bytearray(old)
+        for at, value in changes:
+            new[at % len(new)] = value
+        path.write_bytes(bytes(new))
+        assert judged(directory).good == (bytes(new) == old)
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(size=st.integers(0, COUNT - 1), kept=st.integers(1, COUNT // 10))
+def test_any_rollback_is_found_against_any_later_checkpoint(original: Path, size: int, kept: int) -> None:
+    """Cut back with hashes, header and checkpoints, as if the rest had never been: good in itself, not against what was kept elsewhere."""
+    held = notes_of(original)[min(kept, len(notes_of(original))) - 1]
+    signed = int(held.split("\n")[1])
+    with tempfile.TemporaryDirectory() as place:
+        directory = Path(shutil.copytree(original, Path(place) / "ledger"))
+        shard = directory / "shard-0"
+        for segment in listed(shard):
+            if segment.first > size:
+                segment.path.unlink()
+                segment.hashes.unlink()
+            else:
+                rewrite(segment.path, lambda entries, first=segment.first: entries[: size - first], hashes=True)
+        (shard / "checkpoints").write_text("".join(note for note in notes_of(directory) if int(note.split("\n")[1]) <= size))
+        report = judged(directory, held)
+        assert report.good == (signed <= size), report
+        if signed > size:
+            assert [finding.kind for finding in report.shards[0].findings][-1] == "truncated"
 
 
 def test_truncation_below_a_checkpoint_is_named(ledger: Path) -> None:
@@ -228,6 +349,7 @@ def test_nothing_starts_on_a_ledger_that_was_cut_short(ledger: Path) -> None:
 def test_a_clients_text_cannot_forge_an_entry() -> None:
     """Whatever stands in a path: one entry stays one record, one line, one object."""
     evil = entry(1, path='/x\\u0000{\\"id\\":\\"forged\\"}\\n')
-    record, leaf = frame(evil)
-    assert [found for _, _, found in records(record, 0)] == [leaf]
+    record = frame(evil)
+    assert list(records(record, 0)) == [(0, len(record))]
+    assert entry_of(record) == evil
     assert b"\n" not in evil

@@ -70,7 +70,7 @@ def proxy(mesh: Mesh, source: Source, tmp_path_factory: pytest.TempPathFactory) 
                 for path in ("/huge", "/large", "/small"):
                     assert client.request(get(path)).status == 200
         yield made
-    assert "Traceback" not in made.stderr_text
+    assert "Traceback" not in made.stderr_text, made.stderr_text[-3000:]
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl
 import pytest
 
 from meshguard.keys.lifecycle import create
+from meshguard.storage.shard_reader import ShardReader
 from tests.e2e.test_outbound import files
 from tests.fields.test_protobuf import frame, order, shop, types
 from tests.harness.client import RawClient, Response, chunked, get
@@ -114,7 +115,8 @@ def pair(mesh: Mesh, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]
     with Upstream() as behind, Upstream() as beyond, H2Server() as grpc, Collector() as collector:
         behind.default, beyond.default = app.serve, wire.serve
         telemetry = {"otlp": collector.url, "sample": 1.0}
-        limits = {"inspect_body_bytes": 50_000}
+        limits = {"inspect_body_bytes": 200_000}
+        record = {"profile": "development", "ledger": {"directory": "ledger"}}
         keys = {"pii": {"provider": "file", "path": "../server/keys/pii.json"}}
         for name in ("client", "server"):
             (directory / name / "keys").mkdir(parents=True, mode=0o700)
@@ -130,6 +132,7 @@ def pair(mesh: Mesh, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]
                 "keys": keys,
                 "limits": limits,
                 "telemetry": telemetry,
+                **record,
             },
             policies={"p.yaml": POLICY},
         )
@@ -148,6 +151,7 @@ def pair(mesh: Mesh, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]
                 "keys": keys,
                 "limits": limits,
                 "telemetry": telemetry,
+                **record,
             },
             policies={"p.yaml": POLICY},
         )
@@ -387,6 +391,17 @@ def test_the_planted_value_is_in_no_log_span_metric_error_or_between_the_pair(pa
         for answer in (pair.call(data), pair.ask("stranger", data)):
             assert SECRET.encode() not in answer.body
             assert SECRET not in str(answer.head.fields)
+    with H2Client(pair.server.address("inbound"), pair.mesh.client("stranger", ("h2",))) as client:
+        for data in broken:
+            head, _, body = data.partition(b"\r\n\r\n")
+            method, path = head.split(b" ")[:2]
+            kind = [("content-type", line[14:].decode()) for line in head.split(b"\r\n") if line.startswith(b"Content-Type: ")]
+            stream = client.answer(client.request(path.decode(), method.decode(), kind, body=body or None))
+            assert SECRET.encode() not in stream.body
+            assert SECRET not in str(stream.head)
+    large = b'{"list":[%b]' % b",".join([b'{"card":"%b"}' % SECRET.encode()] * 3000)
+    for data in (post("/both/9", large), post("/both/9", large + b',"card":"%b","card":1}' % SECRET.encode())):
+        assert pair.ask("stranger", data).status == 400, "found out in slices"
     pair.app.answers["/orders/9"] = (b'{"card":"%b"' % SECRET.encode(), (JSON,))
     refused = pair.ask("stranger", get("/orders/9"))
     assert (refused.status, refused.problem["code"]) == (502, "response_not_inspectable")
@@ -406,6 +421,10 @@ def test_the_planted_value_is_in_no_log_span_metric_error_or_between_the_pair(pa
     needle = SECRET.encode()
     assert {name for name, sink in sinks.items() if needle in sink or needle[-14:] in sink} == set()
     assert len(sinks["what the server wrote"]) > 10_000
+    kept = b"".join(entry for _, entry in ShardReader(0, pair.server.directory / "ledger" / "shard-0").entries())
+    assert b"/both/9" in kept, "the ledger was looked at"
+    assert needle not in kept
+    assert needle[-14:] not in kept
     assert "exception in the journey" not in pair.server.stderr_text + pair.client.stderr_text
     assert _between(pair) == set()
 

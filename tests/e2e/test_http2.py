@@ -146,6 +146,51 @@ def test_httpx_sends_many_at_a_time(engine: str, place: Place) -> None:
     assert [answer.json()["target"] for answer in answers] == [f"/many/{n}" for n in range(50)]
 
 
+NODE = """
+const http2 = require('node:http2'), fs = require('node:fs');
+const [url, cert, key] = process.argv.slice(1);
+const session = http2.connect(url, {cert: fs.readFileSync(cert), key: fs.readFileSync(key), rejectUnauthorized: false});
+const ask = (head, body) => new Promise((done, failed) => {
+  const stream = session.request(head, {endStream: body === undefined});
+  let status = 0, text = '';
+  stream.setEncoding('utf8');
+  stream.on('response', (fields) => { status = fields[':status']; });
+  stream.on('data', (piece) => { text += piece; });
+  stream.on('end', () => done([status, text]));
+  stream.on('error', failed);
+  if (body !== undefined) stream.end(body);
+});
+(async () => {
+  const many = await Promise.all(Array.from({length: 150}, (_, n) => ask({':path': `/node/${n}`, cookie: `n=${n}`})));
+  const upload = await ask({':method': 'POST', ':path': '/up'}, Buffer.alloc(2_000_000, 'u'));
+  const denied = await ask({':path': '/admin/x'});
+  const pinged = await new Promise((done) => session.ping((error) => done(error === null)));
+  console.log(JSON.stringify({statuses: [...new Set(many.map((each) => each[0]))], targets: many.map((each) => JSON.parse(each[1]).target),
+    uploaded: JSON.parse(upload[1]).body_bytes, denied: denied[0], pinged}));
+  session.close();
+})().catch((error) => { console.error(error); process.exit(1); });
+"""
+
+
+@engines
+def test_node(engine: str, place: Place, files: dict[str, str]) -> None:
+    """Node's own client: 150 requests at once on one connection (it keeps to our limit of 100 streams), an upload, a refusal, a ping."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node is not installed: apt-get install nodejs")
+    url = f"https://localhost:{place.proxy.ports[engine]}"
+    done = subprocess.run([node, "-e", NODE, url, files["cert"], files["key"]], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told == {
+        "statuses": [200],
+        "targets": [f"/node/{n}" for n in range(150)],
+        "uploaded": 2_000_000,
+        "denied": 403,
+        "pinged": True,
+    }
+
+
 @engines
 def test_h2load_and_nghttp(engine: str, place: Place) -> None:
     port = place.proxy.ports[f"plain-{engine}"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,6 +47,9 @@ def place(mesh: Mesh, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plac
     for engine in ENGINES:
         for name, cluster in (("", "app"), ("two-", "h2")):
             listeners[name + engine] = {"tls": "none", "to": cluster, "engine": engine, "protocols": ["h2", "http/1.1"], "limits": LIMITS}
+        listeners[f"patient-{engine}"] = {
+            "tls": "none", "to": "app", "engine": engine, "protocols": ["h2"], "limits": {"head_s": 1, "idle_s": 300, "body_idle_s": 1},
+        }  # fmt: skip
     config = {
         "identity": mesh.identity(directory),
         "listeners": listeners,
@@ -163,4 +168,94 @@ def test_requests_that_wait_for_their_turn_and_are_reset(engine: str, place: Pla
             return sum(record["what"]["path"] == "/late" for record in place.proxy.stdout.items[mark:])
 
         eventually(lambda: late() == 300, "a record of each")
+    place.quiet()
+
+
+# -- the first request, and heads that do not end -----------------------------------------------------------------------------
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+SETTINGS = b"\0\0\0\4\0\0\0\0\0"
+PINGED = b"\0\0\x08\6\0\0\0\0\0" + bytes(8)
+SLOW = {
+    "nothing": [],
+    "the preface": [PREFACE[n : n + 1] for n in range(len(PREFACE))],
+    "SETTINGS": [PREFACE, *(SETTINGS[n : n + 1] for n in range(len(SETTINGS) - 1))],
+    "a frame of SETTINGS": [PREFACE + b"\0\x06\x00\4\0\0\0\0\0", *(bytes(6) for _ in range(200))],
+    "no request": [PREFACE + SETTINGS, *(PINGED for _ in range(200))],
+}
+
+
+@engines
+@pytest.mark.parametrize("name", SLOW)
+def test_the_first_request_is_waited_for_as_long_as_a_head(name: str, engine: str, place: Place) -> None:
+    """`head_s: 1, idle_s: 300`: whatever a client does instead, octet by octet, it does not get longer."""
+    with socket.create_connection(place.proxy.address(f"patient-{engine}"), timeout=10) as sock:
+        sock.settimeout(0.1)
+        pieces = iter(SLOW[name])
+        end = time.monotonic() + 10
+        while time.monotonic() < end:
+            try:
+                sock.sendall(next(pieces, b""))
+                while sock.recv(4096):
+                    pass
+                break
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                break
+        else:
+            pytest.fail("it is still open after ten times `head_s`")
+    place.quiet()
+
+
+@engines
+def test_a_connection_that_had_a_request_may_idle(engine: str, place: Place) -> None:
+    with place.dial(f"patient-{engine}") as client:
+        assert client.get("/x").status == 200
+        while True:  # nothing is said, far beyond `head_s`
+            try:
+                client.read(2.5)
+            except TimeoutError:
+                break
+            assert not client.closed
+        assert client.get("/y").status == 200
+        assert (client.closed, client.goaways) == (False, [])
+
+
+@engines
+@pytest.mark.parametrize("rest", [b"\0\0\x04\x01\0\0\0\0\x03\x82\x86\x84\x87", b"\0\0\x40\x01\x05\0\0\0\x03\x82"], ids=["block", "frame"])
+def test_a_head_that_does_not_end_ends_the_connection(rest: bytes, engine: str, place: Place) -> None:
+    mark = place.proxy.mark()
+    with place.dial(f"patient-{engine}") as client:
+        assert client.get("/x").status == 200
+        client.raw(rest)
+        client.until_closed()
+        assert client.goaways[-1][1] == 0xB
+    record = place.proxy.decision_where(lambda r: r["why"].get("reason") == "request_timeout", "its record", mark)
+    assert record["outcome"]["status"] == 408
+    place.quiet()
+
+
+# -- turns on a full connection -----------------------------------------------------------------------------------------------
+
+
+@engines
+@pytest.mark.parametrize("unread", [7, 24])
+def test_streams_that_are_not_read_hold_no_other_up_for_ever(unread: int, engine: str, place: Place) -> None:
+    """What the client does not read fills the connection (7 streams), or more than that (24: then those that it has not read for
+    `body_idle_s` are ended, one after the other). Each of the others, far more than are tried at once, is served in the end."""
+    settings = {h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 0}
+    before = place.proxy.rss_bytes()
+    with place.upstream.on("/h2/slow", slow), place.dial(f"patient-{engine}", settings=settings, deadline_s=45) as client:
+        client.h2.increment_flow_control_window(2**30)
+        first = pour(place, client, unread)
+        client.until(lambda: client.streams[first].head, "the first head")
+        good = [client.request(f"/good/{n}", flush=False) for n in range(20)]
+        for stream in good:
+            client.h2.increment_flow_control_window(65536, stream)
+        client.flush()
+        for stream in good:
+            answer = client.answer(stream)
+            assert (answer.status, answer.ended) == (200, True)
+        assert place.proxy.rss_bytes() - before < 16 * MIB
     place.quiet()

@@ -146,7 +146,7 @@ def test_a_second_process_is_refused(town: Town) -> None:
     command = [sys.executable, "-m", "meshguard", "serve", "--config", str(town.proxy.config_path)]
     second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
     assert second.returncode == 1
-    assert f"process {town.proxy.pid} writes to it" in second.stderr
+    assert f"process {town.proxy.pid} has this ledger" in second.stderr
 
 
 def test_the_running_ledger_verifies_and_proves(town: Town, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import http.client
+import importlib.util
 import io
 import json
 import subprocess
@@ -12,8 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
+import orjson
 import pytest
 
+from meshguard.model.errors import MeshguardError
 from tests.e2e.test_ledger import Town
 from tests.harness.client import get
 from tests.harness.mesh import SHOP
@@ -147,3 +150,29 @@ def test_the_admin_api_pages(town: Town) -> None:
     assert (status, json.loads(body)["total"]) == (200, 5)
     for wrong in ("limit=0", "limit=99999", "verdict=perhaps", "output=/etc/x", "where=__import__('os')", "trace=x"):
         assert admin(town, f"/ledger/query?{quote(wrong, safe='=')}")[0] == 400, wrong
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="pyarrow is not installed")
+def test_parquet_has_the_same_rows_with_their_types(town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyarrow import parquet
+
+    from meshguard.cli import audit_output
+
+    place = ("--ledger", str(town.directory), "--path", "/open/**", "--limit", "1000")
+    told = town.audit("query", *place, "--format", "parquet", "--output", str(tmp_path / "x.parquet"))
+    assert told.returncode == 0, told.stderr
+    rows = parquet.read_table(tmp_path / "x.parquet").to_pylist()
+    lines = town.audit("query", *place, "--format", "json").stdout.splitlines()
+    assert rows == [audit_output.flat(orjson.loads(line)) for line in lines]
+    assert {type(row["status"]) for row in rows} == {int}
+    monkeypatch.setattr(audit_output, "_ROWS", 3)
+    audit_output.write_parquet([orjson.loads(line) for line in lines], str(tmp_path / "small.parquet"))
+    assert parquet.read_table(tmp_path / "small.parquet").to_pylist() == rows
+
+
+def test_parquet_without_its_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from meshguard.cli.audit_output import write_parquet
+
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MeshguardError, match=r"meshguard\[parquet\]"):
+        write_parquet([], str(tmp_path / "x.parquet"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -353,3 +354,69 @@ def test_start_without_a_good_document_fails_with_words(mesh: Mesh, tmp_path: Pa
 def _made(path: Path) -> Path:
     path.mkdir(exist_ok=True)
     return path
+
+
+BY_BODY = {
+    "rules": [
+        {"id": "small", "allow": "authenticated", "methods": ["POST"], "paths": ["/a/**"], "body": {"json": {"$.n": {"max": 5}}}},
+        {"id": "reads", "allow": "authenticated", "methods": ["GET"], "paths": ["/a/**"]},
+    ]
+}
+OTHER_PATHS = {"rules": [*BY_BODY["rules"], {"id": "more", "allow": "anyone", "paths": ["/c"]}]}
+STRICTER = {"rules": [{**BY_BODY["rules"][0], "body": {"json": {"$.n": {"max": 4}}}}, BY_BODY["rules"][1]]}
+
+
+def test_a_body_is_judged_by_the_policy_in_force_when_it_is_whole(proxy: Proxy, mesh: Mesh) -> None:
+    proxy.write_policy("p.yaml", BY_BODY)
+    assert "reloaded" in proxy.reload()
+    fields = ["Content-Type: application/json", "Content-Length: 7"]
+    for policy, status in ((OTHER_PATHS, 200), (STRICTER, 403)):
+        mark = mesh.upstream.mark()
+        with RawClient(proxy.address("default"), mesh.client("billing")) as client:
+            client.send(get("/a/x", method="POST", fields=fields) + b'{"n"', expect="POST")
+            eventually(lambda: proxy.metric("meshguard_inspection_held_bytes") == 4, "the first half of the body")
+            proxy.write_policy("p.yaml", policy)
+            assert "reloaded" in proxy.reload()
+            assert mesh.upstream.since(mark) == []
+            client.send(b":5}")
+            assert client.response().status == status
+
+
+def test_a_drain_lets_a_body_that_decides_come(proxy: Proxy, mesh: Mesh) -> None:
+    proxy.write_policy("p.yaml", BY_BODY)
+    assert "reloaded" in proxy.reload()
+    with RawClient(proxy.address("default"), mesh.client("billing")) as client:
+        client.send(get("/a/x", method="POST", fields=["Content-Type: application/json", "Content-Length: 7"]) + b'{"n"', expect="POST")
+        eventually(lambda: proxy.metric("meshguard_inspection_held_bytes") == 4, "the first half of the body")
+        proxy.signal(signal.SIGTERM)
+        eventually(lambda: proxy.admin("/readyz")[0] != 200, "the drain")
+        client.send(b":5}")
+        assert client.response().status == 200
+
+
+def test_a_long_call_stays_while_the_conditions_on_its_body_do(proxy: Proxy, mesh: Mesh) -> None:
+    proxy.write_policy("p.yaml", BY_BODY)
+    assert "reloaded" in proxy.reload()
+
+    async def endless(exchange: Exchange) -> None:
+        await exchange.read()
+        await exchange.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
+        with contextlib.suppress(OSError):
+            while True:
+                await asyncio.sleep(0.1)
+                await exchange.send(b"1\r\nb\r\n")
+
+    with mesh.upstream.on("/a/endless", endless), RawClient(proxy.address("default"), mesh.client("billing")) as client:
+        client.send(get("/a/endless", method="POST", fields=["Content-Type: application/json"], body=b'{"n":5}'), expect="POST")
+        assert client.head().status == 200
+        for _ in range(14):  # ten a second: after one it is a stream that a change of policy may end
+            assert client.receive()
+        proxy.write_policy("p.yaml", OTHER_PATHS)
+        assert "reloaded" in proxy.reload()
+        for _ in range(5):
+            assert client.receive()
+        proxy.write_policy("p.yaml", STRICTER)
+        assert "reloaded" in proxy.reload()
+        with contextlib.suppress(ConnectionError):
+            while client.receive():
+                pass

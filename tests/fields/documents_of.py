@@ -49,7 +49,16 @@ values = st.recursive(
     ),
     max_leaves=14,
 )
-documents = st.builds(lambda before, value, after: (before + value + after).encode(), space, values, space)
+compact = st.recursive(
+    scalars,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4).map(lambda items: "[" + ",".join(items) + "]"),
+        st.lists(st.tuples(keys, inner), max_size=4).map(lambda items: "{" + ",".join(f"{key}:{value}" for key, value in items) + "}"),
+    ),
+    max_leaves=14,
+)
+spaced = st.builds(lambda before, value, after: (before + value + after).encode(), space, values, space)
+documents = st.one_of(compact.map(str.encode), spaced)
 """Valid documents but for duplicate names, which are frequent."""
 
 selectors = st.lists(

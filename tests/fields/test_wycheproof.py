@@ -1,11 +1,13 @@
-"""Project Wycheproof's vectors for the primitives that seal: AES-256-GCM with 96-bit nonces, AES-SIV with 512-bit keys, HKDF-SHA256.
+"""Project Wycheproof's vectors for the primitives that seal: AES-256-GCM with 96-bit nonces, AES-SIV with 512-bit keys, HKDF-SHA256,
+HMAC-SHA256.
 
-A selection of C2SP/wycheproof (Apache-2.0), vendored in `vectors/wycheproof.json` with its commit: every invalid case of these sizes that
-is short, and as many valid ones.
+Of C2SP/wycheproof (Apache-2.0), vendored in `vectors/wycheproof.json` with its commit: every case of AES-SIV and HMAC of these sizes; of
+the others every invalid case that is short, and as many valid ones.
 """
 
 from __future__ import annotations
 
+import hmac
 import json
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ def octets(vector: dict[str, Any], *names: str) -> tuple[bytes, ...]:
 
 
 def test_there_are_cases_of_both_kinds() -> None:
-    for name in ("aes_gcm", "aes_siv"):
+    for name in ("aes_gcm", "aes_siv", "hmac"):
         assert {vector["result"] for vector in VECTORS[name]} == {"valid", "invalid"}
         assert len(VECTORS[name]) >= 40
 
@@ -65,3 +67,10 @@ def test_hkdf(vector: dict[str, Any]) -> None:
     else:
         with pytest.raises(ValueError, match="larger"):
             derive_key(key, salt, info, vector["size"])
+
+
+@pytest.mark.parametrize("vector", VECTORS["hmac"], ids=lambda vector: str(vector["tcId"]))
+def test_hmac(vector: dict[str, Any]) -> None:
+    """The call that makes tokens and keyed hashes."""
+    key, text, tag = octets(vector, "key", "msg", "tag")
+    assert (hmac.digest(key, text, "sha256") == tag) is (vector["result"] == "valid")

@@ -174,3 +174,30 @@ def test_too_many_signatures_are_not_looked_at() -> None:
         parse_envelope(json.dumps(value).encode(), PAYLOAD_TYPE)
     with pytest.raises(SignatureError):
         verify(encode(BUNDLE), [], 0)
+
+
+def test_files_travel_with_documents() -> None:
+    files = {"sets/shop.pb": bytes(range(256)), "contract.yaml": b""}
+    bundle = open_bundle(signed(replace(BUNDLE, files=files), ED), KEYS, 1)
+    assert bundle.files == files
+    assert bundle.digest != open_bundle(signed(BUNDLE, ED), KEYS, 1).digest
+    assert json.loads(encode(BUNDLE).payload)["format"] == 1  # nodes that know nothing of files take it as before
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        [{"name": "../up", "base64": ""}],
+        [{"name": "/abs", "base64": ""}],
+        [{"name": "a.yaml", "base64": ""}],  # a document has this name
+        [{"name": "x", "base64": ""}, {"name": "x", "base64": "AAAA"}],
+        [{"name": "x", "base64": "@@"}],
+        [{"name": 1, "base64": ""}],
+        [{"name": "x"}],
+        "x",
+    ],
+)
+def test_files_that_are_none_are_refused(files: Any) -> None:
+    payload = json.loads(encode(BUNDLE).payload) | {"format": 2, "files": files}
+    envelope = sign(Envelope(PAYLOAD_TYPE, json.dumps(payload).encode(), ()), ED)
+    assert code(envelope.encode(), KEYS, 1) == "malformed"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -76,6 +79,33 @@ def test_every_spelling_of_an_address_is_one(ip: ipaddress.IPv4Address) -> None:
 
 def test_names_are_no_addresses() -> None:
     assert not any(map(is_literal, ("localhost", "a", "1a", "orders.prod.svc", "0x", "1.2.3.4.example", "1.2.3.4.5", "256.1.1.1.1")))
+
+
+def test_a_change_closes_only_what_it_refuses() -> None:
+    """One host that can no longer be identified does not close those behind it; another address closes them all."""
+
+    def tls_of(host: str) -> None:
+        if host == "b":
+            raise RequestError(DESTINATION_REFUSED, host)
+
+    def connector(tls: object) -> Any:
+        return SimpleNamespace(tls=tls, connect=None)
+
+    async def run() -> None:
+        guard = AddressGuard((), ())
+        settings = DestinationSettings(ClusterSettings(resolve="dns"))
+        family = Destinations("mesh", settings, lambda host: None, connector, guard)
+        kept = {host: family.open(host, 80, None) for host in "abcd"}
+        family.reconfigure(settings, tls_of, connector, guard)
+        assert (len(family), family.evicted) == (3, 1)
+        assert [host for host in "acd" if family.open(host, 80, None) is kept[host]] == ["a", "c", "d"]
+        with pytest.raises(RequestError):
+            family.open("b", 80, None)
+        family.reconfigure(replace(settings, address="{host}.mesh:{port}"), lambda host: None, connector, guard)
+        assert len(family) == 0
+        await family.close()
+
+    asyncio.run(run())
 
 
 def _reason(guard: AddressGuard, host: str, port: int = 80) -> str:

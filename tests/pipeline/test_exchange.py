@@ -156,7 +156,7 @@ class World:
             location=b"",
             body_bytes=limits.get("body_bytes", 0),
             attempts=None,
-            total_s=20.0, response_s=15.0, keep_trailers=False, inspects_response=False, inspects_request=False,
+            total_s=20.0, response_s=15.0, keep_trailers=False, inspects_response=False, fallback=None, inspects_request=False,
             response_operations=None, request_operations=None,
         )  # fmt: skip
         self.cluster = cluster or Cluster()

@@ -62,6 +62,18 @@ class FailingDisk(Disk):
         self._called("sync")
         super().sync(descriptor)
 
+    def append_to(self, path: str) -> int:
+        self._called("append_to")
+        return super().append_to(path)
+
+    def rename(self, old: str, new: str) -> None:
+        self._called("rename")
+        super().rename(old, new)
+
+    def sync_directory(self, path: str) -> None:
+        self._called("sync_directory")
+        super().sync_directory(path)
+
     def truncate(self, descriptor: int, size: int) -> None:
         self._called("truncate")
         super().truncate(descriptor, size)

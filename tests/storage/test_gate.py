@@ -49,7 +49,7 @@ class Place:
     def __init__(self, directory: Path, *, durability: str = "batch", refuse: bool = True, **more: Any) -> None:
         self.directory = directory
         self.disk = FailingDisk()
-        self.opened = opened(directory, self.disk)
+        self.opened = opened(directory, self.disk, segment_bytes=more.pop("segment_bytes", 1 << 20))
         self.counts = {name: SimpleNamespace(value=0) for name in ("entries", "lost", "failures", "state")}
         self.fed: list[bytes] = []
         self.wall = 1_800_000_000.0
@@ -202,6 +202,17 @@ def test_refuse_what_cannot_be_written_is_not_answered(tmp_path: Path, code: int
     place = run(Place(tmp_path), story)
     assert place.ids() == ["r1", "r3"]
     assert dict(place.events())["gap"]["count"] == 1
+
+
+def test_a_disk_that_fails_with_the_first_record_is_mended(tmp_path: Path) -> None:
+    async def story(place: Place) -> None:
+        place.disk.fail("write", errno.EIO)
+        assert not place.put()
+        place.disk.heal()
+        await until(lambda: not place.gate.refusing)
+        assert place.put()
+
+    assert run(Place(tmp_path), story).ids() == ["r2"]
 
 
 def test_degrade_goes_on_and_the_gap_is_on_record(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from meshguard.ledger.entries import canonical, event_entry, rfc3339
 from meshguard.ledger.where import WhereError, where
+from meshguard.storage import query as query_module
 from meshguard.storage.index import FILE, Index
 from meshguard.storage.query import Filter, QueryError, entries, summary
 from tests.storage.ledgers import NOW, closed, commit, opened
@@ -100,8 +101,13 @@ FILTERS = {
 }
 
 
+@pytest.mark.parametrize(("few", "merged"), [(1, 0), (50, 0), (100_000, 0), (50, 200)], ids=["walks", "either", "gathers", "merges"])
 @pytest.mark.parametrize("name", FILTERS)
-def test_a_filter_finds_what_a_scan_finds(index: Index, made: tuple[Path, list[dict[str, Any]]], name: str) -> None:
+def test_a_filter_finds_what_a_scan_finds(
+    index: Index, made: tuple[Path, list[dict[str, Any]]], name: str, few: int, merged: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(query_module, "_FEW", few)
+    monkeypatch.setattr(query_module, "_MERGED", merged)
     wanted, test = FILTERS[name]
     if test is None:
 

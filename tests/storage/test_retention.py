@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import io
+import random
 from pathlib import Path
 
 import pytest
 
+from meshguard.storage import packed as packed_module
 from meshguard.storage.audit import verify_ledger
 from meshguard.storage.index import Index
+from meshguard.storage.packed import BLOCK, PackedSegment, pack
 from meshguard.storage.query import Filter, entries
 from meshguard.storage.retention import Retention, compress, delete, doomed, ship
 from meshguard.storage.segments import listed
@@ -44,6 +48,42 @@ def test_compressed_segments_are_read_verified_and_queried(shard: ShardReader) -
         assert index.update() == 200
         assert len(list(entries(index, Filter(path="/orders/**"), limit=1000))) == 200
     closed(opened(shard.directory.parent, segment_bytes=4096))
+
+
+@pytest.mark.parametrize("size", [0, 1, BLOCK - 1, BLOCK, 3 * BLOCK + 7])
+def test_a_packed_file_is_gzip_and_read_from_the_middle(tmp_path: Path, size: int) -> None:
+    chance = random.Random(size)
+    data = bytes(chance.choices(b"abcdefgh\0", k=size))
+    path = tmp_path / "x.gz"
+    with open(path, "wb") as target:
+        pack(io.BytesIO(data), target)
+    assert gzip.decompress(path.read_bytes()) == data
+    packed = PackedSegment.open(path)
+    assert packed is not None
+    for _ in range(40):
+        start, length = chance.randrange(size + 1), chance.randrange(1, 2 * BLOCK)
+        assert packed.read(start, length) == data[start : start + length]
+    packed.close()
+
+
+def test_the_table_of_a_packed_file_has_no_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_module, "_SIZES", 2)
+    data = random.Random(1).randbytes(7 * BLOCK)
+    with open(tmp_path / "x.gz", "wb") as target:
+        pack(io.BytesIO(data), target)
+    assert gzip.decompress((tmp_path / "x.gz").read_bytes()) == data
+    packed = PackedSegment(tmp_path / "x.gz")
+    assert packed.read(5 * BLOCK + 3, 10) == data[5 * BLOCK + 3 :][:10]
+    packed.close()
+
+
+@pytest.mark.parametrize("cut", [1, 30, 60])
+def test_a_packed_file_without_its_end_is_read_as_a_whole(tmp_path: Path, cut: int) -> None:
+    with open(tmp_path / "x.gz", "wb") as target:
+        pack(io.BytesIO(b"x" * BLOCK), target)
+    data = (tmp_path / "x.gz").read_bytes()
+    (tmp_path / "x.gz").write_bytes(data[:-cut])
+    assert PackedSegment.open(tmp_path / "x.gz") is None
 
 
 def test_a_change_in_a_compressed_segment_is_found(shard: ShardReader) -> None:

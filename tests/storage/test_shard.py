@@ -11,7 +11,7 @@ import pytest
 from meshguard.ledger.frame import frame
 from meshguard.ledger.merkle import leaf_hash, range_root
 from meshguard.storage.audit import verify_ledger
-from meshguard.storage.ledger import LedgerBusy
+from meshguard.storage.claim import LedgerBusy
 from meshguard.storage.segments import LedgerDamaged, listed
 from meshguard.storage.shard_reader import ShardReader
 from tests.storage.ledgers import NOW, SIGNER, FailingDisk, closed, commit, entry, opened, written
@@ -57,7 +57,7 @@ def test_a_segment_rotates_by_age(tmp_path: Path) -> None:
     assert [segment.first for segment in listed(tmp_path / "shard-0")] == [0, 3]
 
 
-@pytest.mark.parametrize("cut", range(1, len(frame(entry(39))[0]) + 1))
+@pytest.mark.parametrize("cut", range(1, len(frame(entry(39))) + 1))
 def test_a_torn_tail_is_cut_and_told(tmp_path: Path, cut: int) -> None:
     ledger = opened(tmp_path)
     for number in range(40):
@@ -68,7 +68,7 @@ def test_a_torn_tail_is_cut_and_told(tmp_path: Path, cut: int) -> None:
     path = listed(tmp_path / "shard-0")[0].path
     os.truncate(path, path.stat().st_size - cut)
     ledger = opened(tmp_path)
-    whole = cut == len(frame(entry(39))[0])
+    whole = cut == len(frame(entry(39)))
     assert [repair["what"] for repair in ledger.repaired] == ([] if whole else ["a torn tail was cut"])
     assert ledger.shard.size == 39
     ledger.shard.append(entry(100))
@@ -87,7 +87,7 @@ def test_octets_lost_with_the_power_are_a_torn_tail(tmp_path: Path) -> None:
     ledger.shard.append(entry(20))
     closed(ledger)
     path = listed(tmp_path / "shard-0")[0].path
-    size = len(frame(entry(20))[0])
+    size = len(frame(entry(20)))
     with open(path, "r+b") as file:
         file.seek(-size, os.SEEK_END)
         file.write(bytes(size))
@@ -122,7 +122,7 @@ def test_damage_in_the_middle_refuses_to_start(tmp_path: Path) -> None:
     path = listed(tmp_path / "shard-0")[0].path
     before = path.read_bytes()
     for number in (5, 15):
-        record = frame(entry(number))[0]
+        record = frame(entry(number))
         place = before.index(record)
         path.write_bytes(before[: place + 20] + b"\xff" + before[place + 21 :])
         with pytest.raises(LedgerDamaged, match=f"entry {number} "):

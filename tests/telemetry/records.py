@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from meshguard.model.messages import NO_BODY, RequestHead
 from meshguard.model.principal import Principal
@@ -36,6 +37,7 @@ class Peer:
         "protocol",
         "proxy",
         "tls_version",
+        "told",
     )
 
     def __init__(
@@ -52,6 +54,7 @@ class Peer:
         outbound: bool = False,
     ) -> None:
         self.outbound = outbound
+        self.told: tuple[Any, ...] | None = None
         self.listener = listener
         self.client_address = client_address
         self.client_port = client_port
@@ -66,7 +69,10 @@ class Peer:
 class Plan:
     """What was derived from the target."""
 
-    __slots__ = ("cluster", "host", "method", "path", "policy_revision", "port", "route", "template")
+    __slots__ = (
+        *("candidate", "cluster", "controls", "extra", "fallback", "host", "method", "path", "policy_revision", "route", "template"),
+        *("port", "told"),
+    )
 
     def __init__(
         self,
@@ -86,8 +92,11 @@ class Plan:
         self.host = host
         self.route = route
         self.template = template
+        self.told: tuple[Any, ...] | None = None
         self.cluster = cluster
         self.policy_revision = policy_revision
+        self.controls = self.candidate = self.fallback = None
+        self.extra = False
 
 
 def head(
@@ -122,6 +131,7 @@ class Record:
         "aborted",
         "answered",
         "attempts",
+        "body_judged",
         "chain",
         "client_span_id",
         "detail",
@@ -185,6 +195,7 @@ class Record:
         grpc_end: bytes | None = None,
     ) -> None:
         self.grpc_end = grpc_end
+        self.body_judged = False
         self.number = number
         self.peer = peer
         self.principal = peer.principal

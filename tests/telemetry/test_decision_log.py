@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -271,3 +272,55 @@ def test_a_gap_is_a_line_of_its_own() -> None:
         "since": "2023-11-14T22:13:20.000000Z",
         "time": "2023-11-14T22:13:21.500000Z",
     }
+
+
+_WORDS = st.sampled_from(["", "app", "a" * 40, "ü", 'quo"te', "a\\b", "/x/\u2028", "x" * 256, "\ud800"])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_the_short_way_tells_what_the_long_way_tells(data: st.DataObject) -> None:
+    """Records of every kind, through a log that has seen others on the same connections and plans."""
+    draw = data.draw
+    peers = [Peer(client_address=draw(st.sampled_from(["10.1.2.3", "::1", ""])), protocol=draw(st.sampled_from(["h2", "http/1.1"])),
+                  tls_version=draw(st.sampled_from(["", "TLSv1.3"])), outbound=draw(st.booleans()), listener=draw(_WORDS),
+                  principal=draw(st.sampled_from([None, BILLING]))) for _ in range(2)]  # fmt: skip
+    plans = [Plan(method=draw(_WORDS), path=draw(_WORDS), host=draw(_WORDS), route=draw(_WORDS), cluster=draw(_WORDS)) for _ in range(2)]
+    permits = [
+        Permit(draw(_WORDS), DIGEST),
+        Permit("other", DIGEST),
+        Permit("r", DIGEST, shadow=(ShadowResult("s", "deny"),)),
+        Denial(NO_RULE, DIGEST),
+        None,
+    ]
+    spans = draw(st.sampled_from([None, SpanIds(7), SpanIds(7, ("errors",))]))
+    log = DecisionLog(Kept(), Registry(), spans)
+    for _ in range(draw(st.integers(1, 5))):
+        record = Record(
+            number=draw(st.integers(0, 1 << 40)),
+            peer=draw(st.sampled_from(peers)),
+            plan=draw(st.sampled_from(plans)),
+            head=draw(st.sampled_from([None, head(), head(b"/plain")])),
+            verdict=draw(st.sampled_from(permits)),
+            refusal=draw(st.sampled_from([None, None, UPSTREAM_TIMEOUT])),
+            detail=draw(st.sampled_from(["", "", "why"])),
+            status=draw(st.sampled_from([0, 200, 503])),
+            started=draw(st.floats(1, 1e6)),
+            answered=draw(st.sampled_from([0.0, 1e6])),
+            ended=draw(st.sampled_from([0.0, 1e6 + 0.5])),
+            forwarded=1e6 - 1,
+            upstream=draw(st.sampled_from(["", "10.0.0.1:80", "[::1]:80"])),
+            attempts=draw(st.integers(0, 3)),
+            aborted=draw(st.sampled_from(["", "", "client"])),
+            trace_id=draw(st.sampled_from([b"", b"4bf92f3577b34da6a3ce929d0e0e4736"])),
+            sampled=draw(st.booleans()),
+            subject=draw(st.sampled_from(["", "", "user"])),
+            chain=draw(st.sampled_from([(), (), ("a", "b")])),
+            grpc_end=draw(st.sampled_from([None, None, b"grpc-status: 0\r\n"])),
+            operations=draw(st.sampled_from([(), (), (FieldOperation("seal", "card"),)])),
+        )
+        record.body_judged = draw(st.sampled_from([False, False, True]))
+        when = record.started + OFFSET
+        told = log.tell(record, OFFSET)
+        assert told == log._line(record, int((when - int(when)) * 1e6))
+        assert told == orjson.dumps(orjson.loads(told), option=orjson.OPT_SORT_KEYS)

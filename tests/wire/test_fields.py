@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshguard.wire.fields import count_fields, field_values, is_field_name, remove_fields, split_block, tokens
+from meshguard.wire.fields import count_fields, field_values, is_field_name, remove_fields, remover, split_block, tokens
 from meshguard.wire.grammar import FIELD_BLOCK
 
 names = st.sampled_from([b"A", b"a", b"B", b"x-a", b"X-A", b"ab", b"A-", b"!#$%&'*+-.^_`|~9"])
@@ -36,6 +36,8 @@ def test_values_of_every_line(parts: list[tuple[bytes, bytes, bytes, bytes]], na
 def test_removal_keeps_the_rest_to_the_octet(parts: list[tuple[bytes, bytes, bytes, bytes]], gone: set[bytes]) -> None:
     assert remove_fields(block_of(parts), gone) == block_of([part for part in parts if part[0].lower() not in gone])
     assert remove_fields(block_of(parts), iter(gone)) == remove_fields(block_of(parts), gone)
+    if gone - {b""}:
+        assert remover(gone - {b""})(block_of(parts)) == remove_fields(block_of(parts), gone - {b""})
 
 
 @pytest.mark.parametrize(

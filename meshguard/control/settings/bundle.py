@@ -16,11 +16,12 @@ def _url(value: str) -> str:
 
 
 class BundleConfig(Section):
-    """A node with this section takes its policy from signed bundles and from nowhere else: `policies` must be absent. Say one of `path`
-    and `url`."""
+    """A node with this section takes its policy from signed bundles and from nowhere else: `policies` must be absent. Say one of `path`,
+    `url` and `fleet`."""
 
     path: DocumentPath | None = Field(default=None, description="File that is watched.")
     url: Annotated[str, AfterValidator(_url)] | None = Field(default=None, description="Fetched with its ETag; https beyond loopback.")
+    fleet: Name | None = Field(default=None, description="Key in the fleet's bucket of bundles, which is watched.")
     ca: DocumentPath | None = Field(default=None, description="CA certificates for `url`; absent: those of the system.")
     interval_s: Seconds = Field(default=30.0, description="Between two fetches.")
     keys: list[DocumentPath] = Field(min_length=1, description="PEM files with the public keys of trusted signers.")

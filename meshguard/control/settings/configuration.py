@@ -8,12 +8,14 @@ from pydantic import ConfigDict, Field
 
 from meshguard.control.settings.bundle import BundleConfig
 from meshguard.control.settings.clusters import ClusterConfig
+from meshguard.control.settings.fleet import FleetConfig
 from meshguard.control.settings.identity import IdentityConfig, JwtConfig
 from meshguard.control.settings.keys import KeysetConfig
 from meshguard.control.settings.ledger import LedgerConfig
 from meshguard.control.settings.limits import LimitsConfig
 from meshguard.control.settings.listeners import ListenerConfig
 from meshguard.control.settings.outputs import AdminConfig, DecisionLogConfig, QuarantineConfig, TelemetryConfig
+from meshguard.control.settings.shadow import ShadowConfig
 from meshguard.control.settings.values import DocumentPath, Name, Section
 
 __all__ = ["Configuration"]
@@ -38,6 +40,11 @@ class Configuration(Section):
         default=[], description="Files, and directories with *.yaml, *.yml, *.json. Needed, unless there is a `bundle`."
     )
     bundle: BundleConfig | None = Field(default=None, description="Policy from signed bundles only.")
+    fleet: FleetConfig | None = Field(default=None, description="The store that instances share; absent: there is none.")
+    packs: list[Literal["pci-dss-4.0", "nist-sp-800-207", "mesh-hardening"]] = Field(
+        default=[], description="Control packs: the controls that a request is judged by are cited in its decision record."
+    )
+    shadow: ShadowConfig | None = Field(default=None, description="A candidate policy, asked beside the live one and enforced by nobody.")
     keys: dict[Name, KeysetConfig] = Field(default={}, description="Keysets for protected fields.")
     decision_log: DecisionLogConfig = Field(default={}, validate_default=True)
     ledger: LedgerConfig | None = None

@@ -13,6 +13,7 @@ from typing import Any
 
 from meshguard.control.settings.delegation import delegation_complaints
 from meshguard.control.settings.edge_checks import edge_complaints
+from meshguard.control.settings.fleet import fleet_complaints, fleet_files
 from meshguard.control.settings.outbound_checks import outbound_complaints
 from meshguard.control.settings.profiles import DEVELOPMENT_CA, PERMISSIVE, PLAIN_LISTENER, PLAIN_UPSTREAM, PROFILES, permits
 from meshguard.control.settings.rate_limits import rate_limit_complaints
@@ -35,6 +36,7 @@ def crosscheck(values: Mapping[str, Any], base: Path, now: float, *, files: bool
     out += edge_complaints(values)
     out += validation_complaints(values)
     out += delegation_complaints(values)
+    out += fleet_complaints(values)
     out += outbound_complaints(values, profile if profile in PROFILES else "strict")
     out += _ledger(values, profile)
     if files:
@@ -119,8 +121,8 @@ class _Check:
             return
         if self._values.get("policies"):
             yield Complaint(("policies",), "no files beside a `bundle`: a node that requires signatures takes nothing else")
-        if isinstance(bundle, Mapping) and (bundle.get("path") is None) == (bundle.get("url") is None):
-            yield Complaint(("bundle",), "exactly one of path and url")
+        if isinstance(bundle, Mapping) and sum(bundle.get(key) is not None for key in ("path", "url", "fleet")) != 1:
+            yield Complaint(("bundle",), "exactly one of path, url and fleet")
 
     # -- listeners --------------------------------------------------------------------------------------------------------
 
@@ -151,6 +153,7 @@ class _Check:
             return
         if "to" in route:
             yield from self._cluster_exists((*at, "to"), route["to"])
+        yield from self._fallback(at, route)
         identifier = route.get("id")
         if isinstance(identifier, str):
             if identifier in ids:
@@ -159,6 +162,19 @@ class _Check:
                 ids[identifier] = f"listeners.{at[1]}.routes[{at[3]}]"
         if route.get("principals") and listener.get("tls") in ("none", "server"):
             yield Complaint((*at, "principals"), "a listener with client certificates (tls: mutual): nobody is identified here")
+
+    def _fallback(self, at: tuple[str | int, ...], route: Mapping[str, Any]) -> Iterator[Complaint]:
+        name = _mapping(route, "fallback").get("to")
+        if name is None:
+            return
+        here = (*at, "fallback", "to")
+        yield from self._cluster_exists(here, name)
+        if name == route.get("to"):
+            yield Complaint(here, "another cluster than the route's own", name)
+        elif isinstance(self._clusters.get(name), Mapping) and not _list(self._clusters[name], "endpoints"):
+            yield Complaint(here, "a cluster with endpoints", name)
+        if route.get("decision_token") == "send":
+            yield Complaint(here, "respond instead: a decision token is made for one server", name)
 
     def _cluster_exists(self, at: tuple[str | int, ...], name: object) -> Iterator[Complaint]:
         if isinstance(name, str) and name not in self._clusters:
@@ -296,6 +312,7 @@ def _files(values: Mapping[str, Any], base: Path) -> Iterator[Complaint]:
     for name in _mapping(values, "clusters"):
         named.append((("clusters", name, "tls", "ca"), _mapping(_mapping(_mapping(values, "clusters"), name), "tls").get("ca")))
     named += validation_files(values)
+    named += fleet_files(values)
     named.append((("ledger", "checkpoints", "key"), _mapping(_mapping(values, "ledger"), "checkpoints").get("key")))
     for name in _mapping(values, "keys"):
         named.append((("keys", name, "path"), _mapping(_mapping(values, "keys"), name).get("path")))

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from meshguard.control.settings.values import DocumentPath, Seconds, Section, url_of
+from meshguard.model.durations import seconds_of
 
 __all__ = [
     "AwsKmsKeysetConfig",
@@ -21,18 +22,11 @@ __all__ = [
     "provider_values",
 ]
 
-_DURATION = re.compile(r"(\d{1,6})(s|m|h|d)\Z")
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _SEGMENTS = re.compile(r"[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)*\Z")
 
 
 def _duration(value: object) -> object:
-    if isinstance(value, str):
-        match = _DURATION.match(value)
-        if match is None:
-            raise ValueError("a duration such as 90d, 12h, 30m or 45s")
-        return int(match[1]) * _UNITS[match[2]]
-    return value
+    return seconds_of(value) if isinstance(value, str) else value
 
 
 def _service(value: str) -> str:
@@ -54,13 +48,13 @@ Duration = Annotated[
     float,
     BeforeValidator(_duration),
     Field(gt=0, le=10 * 365 * 86400),
-    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string", "pattern": r"^\d+[smhd]$"}]}),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string", "pattern": r"^\d+(\.\d+)?[smhdw]$"}]}),
 ]
 Settle = Annotated[
     float,
     BeforeValidator(_duration),
     Field(ge=0, le=86400),
-    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string", "pattern": r"^\d+[smhd]$"}]}),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string", "pattern": r"^\d+(\.\d+)?[smhdw]$"}]}),
 ]
 ServiceUrl = Annotated[str, AfterValidator(_service)]
 Segments = Annotated[str, AfterValidator(_segments)]

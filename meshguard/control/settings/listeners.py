@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from meshguard.control.settings.edge import AddressRange, CertificateConfig, HstsConfig, Redirect, RouteLimits, RouteRetries
+from meshguard.control.settings.fallback import FallbackConfig
 from meshguard.control.settings.limits import LimitsConfig
 from meshguard.control.settings.rate_limits import RateLimitConfig
 from meshguard.control.settings.validation import ValidationConfig
@@ -93,6 +94,7 @@ class RouteConfig(Section):
         default="none",
         description="send: the next hop gets a signed token of this decision and of the callers before; pass: the verified one as it came.",
     )
+    fallback: FallbackConfig | None = Field(default=None, description="What callers get while the service is quarantined.")
     validation: ValidationConfig | None = Field(default=None, description="Requests are judged by this; absent: as the listener says.")
     websocket: Literal["allow", "deny"] | None = Field(default=None, description="Upgrades to WebSocket; absent: as the listener says.")
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from meshguard.control.settings.configuration import Configuration
 from meshguard.control.settings.crosscheck import crosscheck
+from meshguard.control.settings.fleet import fleet_notes
 from meshguard.control.settings.limits import EDGE_HEAD_S, LimitsConfig
 from meshguard.control.settings.listeners import ListenerConfig
 from meshguard.control.settings.profiles import fill
@@ -111,6 +112,7 @@ def _notes(configuration: Configuration) -> list[str]:
     for name, cluster in configuration.clusters.items():
         if not cluster.endpoints and cluster.tls is None:
             notes.append(f"clusters.{name}: plaintext leaves this machine, to destinations that the requests name")
+    notes += fleet_notes(configuration.fleet)
     if not configuration.admin.address.is_loopback:
         notes.append(f"admin: reachable from other machines at {configuration.admin.address}")
     return notes

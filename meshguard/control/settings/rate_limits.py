@@ -41,6 +41,7 @@ class RateLimitConfig(Section):
     before: Literal["decision"] | None = Field(
         default=None, description="decision: counts every request, also what the policy denies; for identity, route and client_address."
     )
+    scope: Literal["node", "fleet"] = Field(default="node", description="fleet: over all instances, by exchange through the fleet's store.")
     shadow: bool = Field(default=False, description="Counts and reports, refuses nothing.")
 
 

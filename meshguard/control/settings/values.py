@@ -35,6 +35,7 @@ __all__ = [
     "SpiffePattern",
     "SpiffeTemplate",
     "TrustDomain",
+    "document_path",
     "parse_address",
     "parse_moment",
 ]
@@ -152,7 +153,7 @@ def _size(value: object) -> object:
     return value
 
 
-def _document_path(value: object, info: ValidationInfo) -> Path:
+def document_path(value: object, info: ValidationInfo) -> Path:
     if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
         raise ValueError("a path")
     context: dict[str, Any] = info.context or {}
@@ -230,7 +231,7 @@ Seconds = Annotated[float, Field(gt=0, le=86_400 * 30)]
 Percent = Annotated[int, Field(ge=0, le=100)]
 Name = Annotated[str, _matching(_NAME, "a name of letters, digits, dots, dashes and underscores, at most 63")]
 ClusterName = Annotated[str, Field(min_length=1, description="The name of a cluster under `clusters`.")]
-DocumentPath = Annotated[Path, BeforeValidator(_document_path), PlainSerializer(str), WithJsonSchema(_TEXT)]
+DocumentPath = Annotated[Path, BeforeValidator(document_path), PlainSerializer(str), WithJsonSchema(_TEXT)]
 TrustDomain = Annotated[str, _matching(_TRUST_DOMAIN, "a trust domain in lower case, such as shop.example")]
 SpiffePattern = Annotated[
     str, _matching(_SPIFFE_PATTERN, "a SPIFFE ID or pattern, such as spiffe://shop.example/ns/prod/sa/edge or .../sa/edge-*")

@@ -37,6 +37,7 @@ __all__ = [
     "Prepare",
     "ProtocolError",
     "Ready",
+    "Record",
     "Refused",
     "Release",
     "Reopen",
@@ -74,12 +75,15 @@ class Load(Message):
 @dataclass(slots=True)
 class Fork(Message):
     """Make worker `number` out of the last good state. Descriptors: its end of the link, then `sockets` in order, which are
-    [address, count] pairs, then those of `shared` by name. `contained` is the quarantine. Answer: Forked."""
+    [address, count] pairs, then those of `shared` by name. `contained` is the quarantine, `workers` how many there are in this
+    `generation` (the half of the census that is theirs). Answer: Forked."""
 
     number: int
     sockets: list[tuple[str, int]]
     shared: list[str]
     contained: list[dict[str, Any]]
+    workers: int = 1
+    generation: int = 0
 
 
 # -- template to supervisor -----------------------------------------------------------------------------------------------
@@ -98,6 +102,7 @@ class Loaded(Message):
     restart_s: float
     rules: int
     token_file: str
+    ledger: str  # its directory, "" for none
     refused: str  # why the newest bundle is not what was loaded
 
 
@@ -202,6 +207,14 @@ class Contain(Message):
 
 
 @dataclass(slots=True)
+class Record(Message):
+    """Put an event of the supervisor on record: it has no ledger of its own. Answer: Done."""
+
+    event: str
+    data: dict[str, Any]
+
+
+@dataclass(slots=True)
 class Drain(Message):
     """Finish within `grace_s` and end; with `gentle_s` others accept at these addresses now. Answer: Drained, as the last word."""
 
@@ -264,7 +277,7 @@ class Refused(Message):
 
 MESSAGES: tuple[type[Message], ...] = (
     Load, Fork, Loaded, Forked, Exited,
-    Prepare, Commit, Abort, Report, Reopen, Watch, Adopt, Release, Operate, Operated, Contain, Drain,
+    Prepare, Commit, Abort, Report, Reopen, Watch, Adopt, Release, Operate, Operated, Contain, Record, Drain,
     Ready, Changed, Reported, Drained, Done, Refused,
 )  # fmt: skip
 _KINDS = {message.__name__: message for message in MESSAGES}

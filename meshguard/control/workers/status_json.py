@@ -25,6 +25,7 @@ def plain(status: Status) -> dict[str, Any]:
             for name, endpoints in status.clusters.items()
         },
         "keys": {name: dict(values) for name, values in status.keys.items()},
+        "fleet": dict(status.fleet),
         "draining": status.draining,
         "active": status.active,
     }
@@ -72,5 +73,6 @@ def together(states: Iterable[Status]) -> Status:
         listeners=tuple(listeners.values()),
         clusters={name: tuple(endpoints.values()) for name, endpoints in clusters.items()},
         keys=newest.keys,
+        fleet=next((status.fleet for status in all_states if status.fleet.get("store") == "away"), newest.fleet),
         active=sum(status.active for status in all_states),
     )

@@ -30,10 +30,12 @@ from meshguard.control.handover import (
     start_successor,
     write_contained,
 )
+from meshguard.control.workers.company import Company
 from meshguard.control.workers.link import Link, LinkClosed
 from meshguard.control.workers.messages import (
     Adopt,
     Changed,
+    Done,
     Drain,
     Drained,
     Exited,
@@ -44,6 +46,7 @@ from meshguard.control.workers.messages import (
     Loaded,
     Message,
     Ready,
+    Record,
     Refused,
     Release,
     Reopen,
@@ -55,6 +58,7 @@ from meshguard.control.workers.slot import Slot
 from meshguard.control.workers.sockets import Doors
 from meshguard.control.workers.view import View
 from meshguard.model.errors import MeshguardError
+from meshguard.storage.claim import claim_shared
 from meshguard.telemetry.metrics import Registry
 from meshguard.telemetry.write_lock import new_lock_file
 
@@ -99,8 +103,9 @@ class Supervisor:
         self._watcher: Slot | None = None
         self._former: set[int] = set()  # workers that have ended
         self._shared = dict(inheritance.shared)
-        for name in ("log", "decisions", "limits"):  # files in memory, laid out by whoever uses them
+        for name in ("log", "decisions", "limits", "census"):  # files in memory, laid out by whoever uses them
             self._shared.setdefault(name, new_lock_file(name))
+        self._company = Company(workers, self._shared["census"])
         self.view = View(self._slots, registry)
         contained = self._shared.pop("quarantine", -1)
         if contained >= 0:
@@ -126,6 +131,7 @@ class Supervisor:
             if not isinstance(answer, Loaded):
                 raise MeshguardError(answer.error if isinstance(answer, Refused) else "the documents could not be loaded")
             self._in_force(answer)
+            claim_shared(answer.ledger, self._shared)
             self._doors.keep(answer.listeners.values())
             self._doors.open(answer.listeners.values())
             await self._start_slot(self._slots[0])
@@ -248,11 +254,12 @@ class Supervisor:
         link = Link(ours, lambda frame: self._worker_said(slot, frame), lambda: self._worker_lost(slot))
         slot.begin(link)
         counts, descriptors = self._doors.of(slot.number)
-        message = Fork(slot.number, counts, list(self._shared), self.view.contained)
+        shared = {**self._shared, **self._company.descriptors(slot.number)}
+        message = Fork(slot.number, counts, list(shared), self.view.contained, len(self._slots), self._company.generation)
         try:
             if self._template is None:
                 raise LinkClosed
-            answer = await self._template.request(message, [theirs.fileno(), *descriptors, *self._shared.values()], timeout_s=_FORK_S)
+            answer = await self._template.request(message, [theirs.fileno(), *descriptors, *shared.values()], timeout_s=_FORK_S)
         except (TimeoutError, LinkClosed) as exc:
             link.close()
             raise MeshguardError("no worker can be made: the template does not answer") from exc
@@ -274,6 +281,7 @@ class Supervisor:
 
     def _worker_lost(self, slot: Slot) -> None:
         self.view.departed(slot)
+        self._company.gone(slot.pid)
         slot.lost()
         self._former.add(slot.pid)
         self._reap()
@@ -372,15 +380,25 @@ class Supervisor:
                 self._reloads.value += 1
                 data = {"why": why, "policy_digest": outcome.loaded.policy_digest, "workers": self._serving()}
                 log.info("reloaded by all workers", extra={"data": data})
-                if outcome.loaded.refused:
+                if outcome.loaded.refused:  # each worker has it on record
                     self._refused(why, outcome.loaded.refused)
             elif outcome.error:
                 self._refused(why, outcome.error)
+                await self._record("reload", {"outcome": "refused", "why": why, "error": outcome.error, **self._enforced()})
 
     def _refused(self, why: str, error: str) -> None:
         self._failures.value += 1
         self.view.reload_error = error
         log.error("change refused, the last good state goes on", extra={"data": {"why": why, "error": error}})
+
+    def _enforced(self) -> dict[str, str]:
+        return {"policy_digest": self._loaded_now.policy_digest}
+
+    async def _record(self, event: str, data: dict[str, object]) -> None:
+        """By the first worker that serves."""
+        for slot in self._slots:
+            if slot.state == "serving" and isinstance(await slot.ask(Record(event, data), timeout_s=_COMMAND_S), Done):
+                return
 
     async def _restart_when_told(self) -> None:
         while True:

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from meshguard.control.inputs import Inputs, bundle_settings
+from meshguard.control.inputs import Inputs, bundle_keeper
 from meshguard.control.judgements import refuse_restart_only
 from meshguard.control.keyring import Keyring
 from meshguard.control.memory import release_start_pages
@@ -64,6 +64,8 @@ class Birth:
     shared: dict[str, int]
     bundles: BundleKeeper | None
     contained: list[dict[str, Any]]
+    workers: int = 1
+    generation: int = 0
 
 
 def serve_template(control: socket.socket, load: Callable[[], LoadedConfiguration], work: Callable[[Birth], int]) -> int:
@@ -164,16 +166,17 @@ class _Template:
             configuration.restart_s,
             inputs.policy.rule_count,
             str(configuration.admin.token_file or ""),
+            str(configuration.ledger.directory) if configuration.ledger is not None else "",
             self._bundles.refused if self._bundles is not None else "",
         )
 
     def _fetched(self) -> BundleKeeper | None:
         """The bundles, asked for anew where they come from a URL. A loop of its own, which leaves nothing running."""
-        config = self._load_configuration().configuration.bundle
-        if config is None:
+        configuration = self._load_configuration().configuration
+        if configuration.bundle is None:
             return None
         if self._bundles is None:
-            self._bundles = BundleKeeper(bundle_settings(config))
+            self._bundles = bundle_keeper(configuration)
         asyncio.run(self._bundles.fetch_first())
         return self._bundles
 
@@ -217,7 +220,7 @@ def _birth(message: Fork, descriptors: list[int], good: tuple[Inputs, str], bund
     link = socket.socket(fileno=next(rest))
     sockets = {address: [socket.socket(fileno=next(rest)) for _ in range(count)] for address, count in message.sockets}
     shared = {name: next(rest) for name in message.shared}
-    return Birth(message.number, good[0], good[1], link, sockets, shared, bundles, message.contained)
+    return Birth(message.number, good[0], good[1], link, sockets, shared, bundles, message.contained, message.workers, message.generation)
 
 
 def _settle() -> None:

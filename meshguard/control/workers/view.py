@@ -58,6 +58,11 @@ class View:
         self._admin = admin = AdminServer(providers, token=lambda: token)
         for path, operation in observing(self.status, self._stats, self._requests, restart.set).items():
             admin.extend(path, operation)
+        if loaded.ledger:
+            from meshguard.control.ledger_query import ledger_operations
+
+            for path, operation in ledger_operations(Path(loaded.ledger)).items():
+                admin.extend(path, operation)
         admin.extend(_QUARANTINE, Operation(("GET", "POST", "DELETE"), self._contain))
         host, _, port = loaded.admin.rpartition(":")
         await admin.start(host.strip("[]"), int(port), given)

@@ -26,6 +26,7 @@ from meshguard.control.settings.configuration import Configuration
 from meshguard.control.settings.load import LoadedConfiguration
 from meshguard.control.workers import status_json
 from meshguard.control.workers.agreement import Unsettled, load_settled
+from meshguard.control.workers.company import Colleague
 from meshguard.control.workers.link import Link
 from meshguard.control.workers.merge import plain
 from meshguard.control.workers.messages import (
@@ -43,6 +44,7 @@ from meshguard.control.workers.messages import (
     Operated,
     Prepare,
     Ready,
+    Record,
     Refused,
     Release,
     Reopen,
@@ -88,6 +90,11 @@ class Worker(Process):
     def __init__(self, birth: Birth, load: Callable[[], LoadedConfiguration], registry: Registry, handler: LineHandler) -> None:
         super().__init__(load, registry, Inheritance(birth.sockets, shared=birth.shared), handler)
         self._birth = birth
+        self._colleague: Colleague | None = None
+        if "inbox" in birth.shared:
+            self._colleague = colleague = Colleague(birth.number, birth.generation, birth.shared, self._runtime.listeners)
+            self._runtime.on_listener = colleague.join
+        self._runtime.upstreams.workers = birth.workers
         self._fingerprint = birth.fingerprint
         self._prepared: tuple[Change, str] | None = None
         self._held: asyncio.TimerHandle | None = None
@@ -106,6 +113,7 @@ class Worker(Process):
             Release: self._release,
             Operate: self._operate,
             Contain: self._contain,
+            Record: self._record,
             Drain: self._drain,
         }
 
@@ -126,15 +134,21 @@ class Worker(Process):
 
     async def _open(self, configuration: Configuration) -> None:
         self._link = Link(self._birth.link, self._asked, self._orphaned)
+        if self._colleague is not None:
+            self._colleague.start()
         self._link.send(Ready(self._runtime.state.policy_digest, self._fingerprint))
 
     async def _close(self) -> None:
-        pass  # the link goes with the process, after its last word
+        if self._colleague is not None:
+            await self._colleague.close()
+        # the link goes with the process, after its last word
 
     async def _changed(self, why: str) -> None:
         self._link.send(Changed(why))
 
     def _grace_s(self) -> float:
+        if self._colleague is not None:
+            self._colleague.stop()
         if self._grace is None:
             return super()._grace_s()
         self._gentle_s = self._grace.gentle_s
@@ -153,6 +167,9 @@ class Worker(Process):
     def _orphaned(self) -> None:
         if not self._stop.is_set():
             log.error("the supervisor is gone: this worker drains")
+            ledger = self._inheritance.shared.pop("ledger", -1)
+            if ledger >= 0:
+                os.close(ledger)  # so that another supervisor can begin meanwhile; our shard's own lock stays
             self._stop.set()
 
     async def _watch_when_told(self) -> None:
@@ -312,6 +329,10 @@ class Worker(Process):
 
     async def _contain(self, message: Contain, descriptors: list[int]) -> Message:
         self._quarantine.take(message.entries)
+        return self._done()
+
+    async def _record(self, message: Record, descriptors: list[int]) -> Message:
+        self._runtime.telemetry.event(message.event, message.data)
         return self._done()
 
     async def _drain(self, message: Drain, descriptors: list[int]) -> Message:

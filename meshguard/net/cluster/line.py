@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from meshguard.model.errors import UpstreamError
-from meshguard.model.reasons import CIRCUIT_OPEN, CONNECT_FAILED, NO_ENDPOINT, Reason
+from meshguard.model.reasons import CIRCUIT_OPEN, CONNECT_FAILED, NO_ENDPOINT, UPSTREAM_QUARANTINED, Reason
 from meshguard.net.cluster.calls import Call, Dial, Ticket, TicketState
 from meshguard.net.cluster.carrier import Carrier, Lease
 from meshguard.net.cluster.dial import Connect, dial
@@ -58,6 +58,7 @@ class Line(Pool):
     def __init__(self, name: str, settings: ClusterSettings, connect: Connect, clock: Callable[[], float]) -> None:
         super().__init__(settings, clock)
         self.name = name
+        self.barred = ""  # why nobody is connected: the servers are quarantined
         self.connects = 0
         self.connect_failures = 0
         self.rejections = 0
@@ -105,6 +106,8 @@ class Line(Pool):
             self.budget.active += 1
         if self._closed:
             self._refuse(ticket, NO_ENDPOINT, "the cluster is closed")
+        elif self.barred:  # at once: nobody waits for a handshake whose end is known
+            self._refuse(ticket, UPSTREAM_QUARANTINED, self.barred)
         elif full:
             self.rejections += 1
             self._refuse(ticket, CIRCUIT_OPEN, f"{self._in_flight} in flight, {waiting} waiting")

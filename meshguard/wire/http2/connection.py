@@ -47,10 +47,10 @@ from meshguard.wire.http2.sending import Sender
 from meshguard.wire.http2.streams import Stream
 from meshguard.wire.http2.token_bucket import TokenBucket
 
-__all__ = ["Connection"]
+__all__ = ["IN_BLOCK", "Connection"]
 
 _unpack = FRAME_HEADER.unpack_from
-_NO_GATE, _FIRST_FRAME, _IN_BLOCK = range(3)
+_NO_GATE, _FIRST_FRAME, IN_BLOCK = range(3)
 
 
 class Connection(Sender):
@@ -297,7 +297,7 @@ class Connection(Sender):
             return self._on_block(stream, flags, block, depends_on_itself)
         if not block and not self._spend():
             return None
-        self._gate = _IN_BLOCK
+        self._gate = IN_BLOCK
         self._block.append(block)
         self._block_size = len(block)
         self._block_frames = 0
@@ -307,7 +307,7 @@ class Connection(Sender):
         return None
 
     def _on_continuation(self, payload: bytes, flags: int) -> None:
-        if self._gate != _IN_BLOCK:
+        if self._gate != IN_BLOCK:
             return self._fail(PROTOCOL_ERROR, "CONTINUATION outside a field block")
         self._block_frames += 1
         self._block_size += len(payload)
@@ -388,8 +388,12 @@ class Connection(Sender):
         self._dead = True
         self._pieces.clear()
         self._block.clear()
-        self._out.append(goaway_frame(self._last, code))
+        self._out.append(goaway_frame(self._last_processed(), code))
         self._sink.failed(code, detail)
+
+    def _last_processed(self) -> int:
+        """The last stream of the peer that a GOAWAY may name."""
+        return self._last
 
     def _writable(self, stream: int) -> None:
         if not self._dead:

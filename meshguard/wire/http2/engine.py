@@ -139,6 +139,11 @@ class ServerEngine(Protocol):
     streams: int
     """Requests that are not over on both sides."""
 
+    @property
+    def open_block(self) -> int:
+        """The stream whose field block has begun and not ended; 0: none. The owner bounds the time of a head by it."""
+        ...
+
     def start(self) -> None:
         """Queues our SETTINGS (and the connection window)."""
 

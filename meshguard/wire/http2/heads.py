@@ -40,7 +40,7 @@ from meshguard.wire.http2.field_book import (
     RequestBook,
 )
 
-__all__ = ["UNDECLARED", "MalformedHead", "request_of", "response_of", "trailers_of"]
+__all__ = ["UNDECLARED", "MalformedHead", "content_type_of", "request_of", "response_of", "trailers_of"]
 
 UNDECLARED = -1
 """A body without content-length."""
@@ -174,6 +174,14 @@ def _target(pseudo: dict[int, bytes], limits: Http2Limits) -> tuple[bytes, bytes
     if path == b"*" and method != b"OPTIONS":
         raise MalformedHead("'*' is a path of OPTIONS only")
     return method, path
+
+
+def content_type_of(entries: list[Entry]) -> bytes:
+    """Of a head that was refused: the value, or nothing where there is none or it is not a plain field."""
+    for kind, text, name, _ in entries:
+        if kind == REGULAR and name == b"content-type":
+            return text[len(b"content-type: ") : -2]
+    return b""
 
 
 def response_of(entries: list[Entry], ended: bool, method: bytes, limits: Http2Limits) -> tuple[ResponseHead, int]:

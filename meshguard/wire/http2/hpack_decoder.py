@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from meshguard.model.errors import MeshguardError
 from meshguard.wire.http2.field_book import Book, Entry
+from meshguard.wire.http2.hpack_encoder import never_index
 from meshguard.wire.http2.huffman import HuffmanError, decode_huffman
 from meshguard.wire.http2.static_table import DYNAMIC
 
@@ -124,6 +125,8 @@ class HpackDecoder:
             add(entry)
             if octet >= 0x40:
                 self._insert(entry)
+            elif octet >= 0x10:
+                never_index(name)
 
     def _resize(self, block: bytes, position: int, size: int) -> int:
         """A dynamic table size update (section 6.3)."""

@@ -12,7 +12,7 @@ import functools
 
 from meshguard.wire.http2.static_table import STATIC_TABLE
 
-__all__ = ["NO_TABLE", "encode_block", "encode_length", "encode_request", "encode_status", "request_method"]
+__all__ = ["NO_TABLE", "encode_block", "encode_length", "encode_request", "encode_status", "never_index", "request_method"]
 
 NO_TABLE = b"\x20"
 """A dynamic table size update to 0, for the beginning of the first block."""
@@ -22,8 +22,9 @@ _NAMES_REMEMBERED = 1024
 _REMEMBERED_OCTETS = 2048
 """A longer block is encoded without the memory, which holds at most 2 MB of lines."""
 _NOT_FORWARDED = frozenset((b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"http2-settings"))
-# Never to be indexed by an intermediary (section 7.1.3).
-_SENSITIVE = frozenset((b"authorization", b"proxy-authorization", b"cookie", b"set-cookie"))
+# Never to be indexed by an intermediary (section 7.1.3); `never_index` adds to them, up to so many names: then no literal is.
+_SENSITIVE = {b"authorization", b"proxy-authorization", b"cookie", b"set-cookie"}
+_SENSITIVE_NAMES = 256
 _PAIRS = {pair: index for index, pair in reversed(list(enumerate(STATIC_TABLE, 1)))}
 _WITH_VALUES = frozenset(name for name, value in STATIC_TABLE if value)
 _NAMES = {name: index for index, (name, _) in reversed(list(enumerate(STATIC_TABLE, 1)))}
@@ -46,10 +47,20 @@ def _field(name: bytes, value: bytes) -> bytes:
     index = _PAIRS.get((name, value))
     if index is not None and (value or name[:1] != b":"):
         return _integer(index, 0x7F, 0x80)
-    first = 0x10 if name in _SENSITIVE else 0x00
+    first = 0x10 if name in _SENSITIVE or len(_SENSITIVE) > _SENSITIVE_NAMES else 0x00
     index = _NAMES.get(name)
     start = _integer(index, 0x0F, first) if index is not None else b"%c%b%b" % (first, _integer(len(name), 0x7F, 0), name)
     return b"%b%b%b" % (start, _integer(len(value), 0x7F, 0), value)
+
+
+def never_index(name: bytes) -> None:
+    """A peer has sent a field of this name that no intermediary may index: from now on it goes on as such (section 6.2.3). By its name, for
+    all connections: a line is encoded once for all of them, and whoever calls a field secret on one of them means the field."""
+    if name in _SENSITIVE or len(_SENSITIVE) > _SENSITIVE_NAMES:
+        return
+    _SENSITIVE.add(name)
+    for memory in (_literal, _remembered_line, encode_status, encode_length, _start, _authority):
+        memory.cache_clear()
 
 
 @functools.lru_cache(maxsize=_NAMES_REMEMBERED)
@@ -58,7 +69,7 @@ def _literal(name: bytes) -> bytes:
     name = name.lower()
     if not name or name in _NOT_FORWARDED or name in _WITH_VALUES or name == b"te":
         return b""
-    first = 0x10 if name in _SENSITIVE else 0x00
+    first = 0x10 if name in _SENSITIVE or len(_SENSITIVE) > _SENSITIVE_NAMES else 0x00
     index = _NAMES.get(name)
     return _integer(index, 0x0F, first) if index is not None else b"%c%b%b" % (first, _integer(len(name), 0x7F, 0), name)
 

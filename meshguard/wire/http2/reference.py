@@ -9,6 +9,7 @@ from __future__ import annotations
 import h2.events
 
 from meshguard.model.errors import RequestError
+from meshguard.model.messages import NO_BODY
 from meshguard.model.reasons import MALFORMED_REQUEST
 from meshguard.wire.http2.engine import PROTOCOL_ERROR, REFUSED_STREAM, ClientSink, Http2Limits, ServerSink
 from meshguard.wire.http2.reference_base import ReferenceEngine
@@ -18,7 +19,6 @@ from meshguard.wire.semantics import FieldRules
 __all__ = ["ReferenceClient", "ReferenceServer"]
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_ALL_STREAMS = 2**31 - 1
 _GOAWAY = 7
 
 
@@ -31,7 +31,6 @@ class ReferenceServer(ReferenceEngine):
         self._rules = rules
         self._preface = b""
         self._greeted = False
-        self._last = _ALL_STREAMS
         self._processed = 0
 
     def receive(self, data: bytes, now: float) -> None:
@@ -68,6 +67,7 @@ class ReferenceServer(ReferenceEngine):
             head = request_of(event.headers, ended, self._limits, self._wire, self._rules)
         except RequestError as error:
             if error.reason is not MALFORMED_REQUEST:
+                error.content_type = next((bytes(value) for name, value in event.headers if name == b"content-type"), b"")
                 self._sink.refused(stream, error, True)
             else:
                 self._malformed(stream, error)
@@ -75,8 +75,9 @@ class ReferenceServer(ReferenceEngine):
         except Malformed as exc:
             self._malformed(stream, RequestError(MALFORMED_REQUEST, str(exc)))
             return
-        if head.length > 0:
-            self._left[stream] = head.length
+        declared = next((value for name, value in event.headers if name == b"content-length"), None)
+        if declared is not None and not ended:
+            self._left[stream] = int(declared)
         self._sink.request(stream, head)
 
     def _malformed(self, stream: int, error: RequestError) -> None:
@@ -101,9 +102,8 @@ class ReferenceServer(ReferenceEngine):
 
     def goaway(self, code: int, last_stream: int | None = None) -> None:
         if not self._dead:
-            if last_stream is None:
-                last_stream = self._last = self._processed
-            self._goaway(code, last_stream)
+            self._last = min(self._last, self._processed if last_stream is None else last_stream)
+            self._goaway(code, self._last)
 
 
 class ReferenceClient(ReferenceEngine):
@@ -116,6 +116,7 @@ class ReferenceClient(ReferenceEngine):
         self._sink = sink
         self._going = False
         self._settled = False
+        self._silent: set[int] = set()  # streams whose head said that nothing follows
 
     @property
     def free(self) -> int:
@@ -149,6 +150,10 @@ class ReferenceClient(ReferenceEngine):
 
     def _event(self, event: h2.events.Event) -> None:
         if type(event) is not h2.events.ResponseReceived and type(event) is not h2.events.InformationalResponseReceived:
+            if type(event) is h2.events.DataReceived and event.data and event.stream_id in self._silent:
+                self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                self._stream_error(event.stream_id, PROTOCOL_ERROR, "DATA behind a head that says there is none")
+                return
             super()._event(event)
             return
         stream = event.stream_id
@@ -165,9 +170,18 @@ class ReferenceClient(ReferenceEngine):
             self._peer_ended(stream)
         elif head.length > 0:
             self._left[stream] = head.length
+        elif head.status >= 200 and head.length == NO_BODY:
+            self._silent.add(stream)
         self._sink.response(stream, head)
 
+    def _on_end(self, stream: int) -> None:
+        if stream in self._silent:
+            self._peer_ended(stream)  # it was told with the head
+        else:
+            super()._on_end(stream)
+
     def _forget(self, stream: int) -> None:
+        self._silent.discard(stream)
         if stream in self._open:
             super()._forget(stream)
             self._sink.capacity()
@@ -179,4 +193,5 @@ class ReferenceClient(ReferenceEngine):
 
     def ping(self, payload: bytes) -> None:
         if not self._dead:
+            self._pings += 1
             self._h2.ping(payload)

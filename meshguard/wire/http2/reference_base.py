@@ -1,7 +1,8 @@
 """What both sides of the reference engine have in common: the `h2` library reads and writes the frames.
 
 What the library leaves to its user is done here: it is fed frame by frame, so that each frame can be counted and refused before it
-costs anything (floods, sizes), and GOAWAY is graceful in both directions.
+costs anything (floods, sizes), and GOAWAY is graceful in both directions. The counts are those of our own engine, and where that one
+resets a stream this one does too, before the library could end the connection.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import h2.errors
 import h2.events
 import h2.exceptions
 import h2.settings
+import hpack
 
 from meshguard.wire.events import WireLimits
 from meshguard.wire.http2.engine import (
@@ -24,40 +26,26 @@ from meshguard.wire.http2.engine import (
     Http2Limits,
     ServerSink,
 )
+from meshguard.wire.http2.frames import window_frame
 from meshguard.wire.http2.reference_heads import Malformed, pairs_of_block, trailers_of
+from meshguard.wire.http2.streams import ClosedStreams
+from meshguard.wire.http2.token_bucket import TokenBucket
 
 __all__ = ["ReferenceEngine"]
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _PRIORITY, _RST, _SETTINGS, _PUSH, _PING, _GOAWAY, _WINDOW, _CONTINUATION = range(10)
+_STREAM_CLOSED = 0x5
 _FRAME_SIZE_ERROR = 0x6
+_COMPRESSION_ERROR = 0x9
 _ACK = 0x1
 _END_STREAM = 0x1
 _END_HEADERS = 0x4
 _PADDED = 0x8
 _ALL_STREAMS = 2**31 - 1
 _UPDATES_PER_FRAME = 10
-"""WINDOW_UPDATE frames that each DATA frame of ours earns its reader; only those beyond count as control frames."""
+"""WINDOW_UPDATE and PING frames that each DATA frame of ours earns its reader; only those beyond count as control frames."""
 _SIGNALS: Any = h2.settings.SettingCodes
-
-
-class _Bucket:
-    """Tokens: `burst` at once, `per_s` in the long run."""
-
-    __slots__ = ("_burst", "_left", "_per_s", "_then")
-
-    def __init__(self, burst: int, per_s: float) -> None:
-        self._burst = self._left = float(burst)
-        self._per_s = per_s
-        self._then = 0.0
-
-    def take(self, now: float) -> bool:
-        self._left = min(self._burst, self._left + (now - self._then) * self._per_s)
-        self._then = now
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True
 
 
 class _Waiting:
@@ -104,11 +92,17 @@ class ReferenceEngine:
         self._own = b""
         self._dead = False
         self._now = 0.0
-        self._resets = _Bucket(limits.reset_burst, limits.reset_per_s)
-        self._controls = _Bucket(limits.control_burst, limits.control_per_s)
+        self._resets = TokenBucket(limits.reset_burst, limits.reset_per_s)
+        self._controls = TokenBucket(limits.control_burst, limits.control_per_s)
         self._updates = 0
+        self._pings = 0  # ours that are not answered
+        self._unacknowledged = 1  # our settings
         self._continuations = 0
+        self._block_octets = 0
+        self._block_stream = 0  # whose field block has begun and not ended
         self._unread = 0  # octets of answers to control frames since the last `take`
+        self._last = _ALL_STREAMS  # the last stream that a GOAWAY of ours has named
+        self._closed = ClosedStreams(max(256, 2 * limits.streams))
         self._open: dict[int, bytes] = {}  # streams that are not over on both sides; the request's method
         self.streams = 0
         self._peer_done: set[int] = set()
@@ -134,6 +128,13 @@ class ReferenceEngine:
         surplus = limits.connection_window_bytes - 65535
         if surplus > 0:
             self._h2.increment_flow_control_window(surplus)
+
+    @property
+    def open_block(self) -> int:
+        first = self._buffer[:9]
+        if len(first) == 9 and first[3] == _HEADERS:
+            return int.from_bytes(first[5:], "big") & _ALL_STREAMS
+        return self._block_stream
 
     def take(self) -> bytes:
         self._unread = 0
@@ -162,46 +163,102 @@ class ReferenceEngine:
         self._buffer = buffer[position:]
 
     def _frame(self, frame: bytes, kind: int, flags: int) -> None:
-        if not self._affordable(frame, kind, flags):
+        stream = int.from_bytes(frame[5:9], "big") & _ALL_STREAMS
+        if not self._affordable(frame, kind, flags, stream):
             self._fail(ENHANCE_YOUR_CALM, f"too many frames of type {kind}")
             return
-        if kind == _GOAWAY and len(frame) >= 17:  # the library would end the connection: what runs may finish
+        if kind == _GOAWAY and not stream and len(frame) >= 17:  # the library would end the connection: what runs may finish
             self._told.goaway(int.from_bytes(frame[9:13], "big") & _ALL_STREAMS, int.from_bytes(frame[13:17], "big"))
             return
+        if kind == _PRIORITY and not self._block_stream and stream:  # deprecated: judged, and not passed on
+            self._on_priority(frame, stream)
+            return
+        if kind == _WINDOW and self._was_open(stream) and len(frame) == 13 and not int.from_bytes(frame[9:], "big") & _ALL_STREAMS:
+            if stream in self._open:
+                self._stream_error(stream, PROTOCOL_ERROR, "a window increment of 0")
+            return
+        if kind == _RST and not self._was_open(stream):
+            self._fail(PROTOCOL_ERROR, "RST_STREAM on an idle stream")
+            return
+        if kind == _SETTINGS and flags & _ACK and len(frame) > 9:
+            self._fail(_FRAME_SIZE_ERROR, "an acknowledgement with a payload")
+            return
+        if kind == _DATA and stream in self._left and not self._fits(frame, flags, stream):
+            self._stream_error(stream, PROTOCOL_ERROR, "DATA and content-length disagree")
+        if kind in (_DATA, _HEADERS) and stream not in self._open and self._was_open(stream):
+            if not self._closed.was_reset(stream):
+                self._fail(_STREAM_CLOSED, "a frame on a closed stream")
+                return
+            if kind == _DATA:  # late: the library would answer each frame with a reset
+                self._own += window_frame(0, len(frame) - 9)
+                return
+        if kind in (_HEADERS, _CONTINUATION):
+            self._block_stream = 0 if flags & _END_HEADERS else stream
         try:
             events = self._h2.receive_data(frame)
         except h2.exceptions.ProtocolError as exc:
-            self._dead = True
             code = int(getattr(exc, "error_code", PROTOCOL_ERROR))
-            self._told.failed(code, f"{type(exc).__name__}: {exc}"[:200])
+            if isinstance(exc.__cause__, hpack.HPACKError):
+                code = _COMPRESSION_ERROR
+            written = self._h2.data_to_send()
+            self._own += written[:-17] if written[-14:-13] == b"\x07" else written  # its GOAWAY; ours has the code
+            self._fail(code, f"{type(exc).__name__}: {exc}"[:200])
             return
         for event in events:
             if not self._dead:
                 self._event(event)
 
-    def _affordable(self, frame: bytes, kind: int, flags: int) -> bool:
+    def _affordable(self, frame: bytes, kind: int, flags: int, stream: int) -> bool:
+        """Pays for a frame that is only work, with a token of `control_burst`."""
         length = len(frame) - 9
         if kind == _CONTINUATION:
             self._continuations += 1
-            return self._continuations <= self._limits.continuation_frames
-        if kind == _HEADERS:
-            self._continuations = 0
-            self._updates += _UPDATES_PER_FRAME  # a message moves windows as well
-            return True
-        if kind == _DATA:
-            padding = frame[9] + 1 if flags & _PADDED and length else 0
-            return length > padding or bool(flags & _END_STREAM) or self._controls.take(self._now)
-        if kind == _RST:
-            return self._resets.take(self._now)
-        if kind in (_PING, _SETTINGS):
-            if flags & _ACK:
+            self._block_octets += length
+            if self._continuations > self._limits.continuation_frames or self._block_octets > 2 * self._limits.head_bytes + 16384:
+                return False
+            if length:
                 return True
+        elif kind == _HEADERS:
+            self._continuations = 0
+            self._block_octets = length
+            late = stream not in self._open and self._was_open(stream)
+            if not late and (length or flags & _END_HEADERS):
+                return True
+        elif kind == _DATA:
+            padding = frame[9] + 1 if flags & _PADDED and length else 0
+            if length > padding or flags & _END_STREAM:
+                return True
+        elif kind == _RST and stream in self._open:
+            return self._client or self._resets.spend(self._now)  # a server can only reset what we have asked for
+        elif kind == _PING and flags & _ACK and self._pings:
+            self._pings -= 1
+            return True
+        elif kind == _SETTINGS and flags & _ACK and self._unacknowledged:
+            self._unacknowledged -= 1
+            return True
+        elif kind in (_PING, _SETTINGS) and not flags & _ACK:
             self._unread += 17 if kind == _PING else 9
-            return self._unread <= self._limits.queue_bytes and self._controls.take(self._now)
-        if kind == _WINDOW and self._updates:
+            if self._unread > self._limits.queue_bytes:
+                return False
+        if kind in (_WINDOW, _PING) and self._updates:
             self._updates -= 1
             return True
-        return kind == _GOAWAY or self._controls.take(self._now)
+        return self._controls.spend(self._now)
+
+    def _on_priority(self, frame: bytes, stream: int) -> None:
+        wrong = _FRAME_SIZE_ERROR if len(frame) != 14 else 0
+        if not wrong and int.from_bytes(frame[9:13], "big") & _ALL_STREAMS == stream:
+            wrong = PROTOCOL_ERROR
+        if wrong and stream in self._open:
+            self._stream_error(stream, wrong, "PRIORITY")
+        elif wrong:
+            self._fail(wrong, "PRIORITY")
+
+    def _fits(self, frame: bytes, flags: int, stream: int) -> bool:
+        """Whether DATA keeps to the content-length of its stream."""
+        padding = frame[9] + 1 if flags & _PADDED and len(frame) > 9 else 0
+        left = self._left[stream] - (len(frame) - 9 - padding)
+        return left == 0 if flags & _END_STREAM else left >= 0
 
     def _event(self, event: h2.events.Event) -> None:
         if type(event) is h2.events.DataReceived:
@@ -224,7 +281,11 @@ class ReferenceEngine:
             stream = event.stream_id
             if stream in self._open:
                 self._forget(stream)
+                if not event.remote_reset:
+                    self._closed.add_reset(stream)
                 self._told.aborted(stream, int(event.error_code), bool(event.remote_reset), "reset")
+                if not event.remote_reset:  # the library has reset it, for an error of the peer
+                    self._charge_reset()
         elif type(event) is h2.events.WindowUpdated:
             if event.stream_id:
                 if event.stream_id in self._waiting:
@@ -232,6 +293,10 @@ class ReferenceEngine:
             else:
                 self._push_all()
         elif type(event) is h2.events.RemoteSettingsChanged:
+            connect = event.changed_settings.get(_SIGNALS.ENABLE_CONNECT_PROTOCOL)
+            if connect is not None and connect.original_value and not connect.new_value:
+                self._fail(PROTOCOL_ERROR, "ENABLE_CONNECT_PROTOCOL was taken back")
+                return
             self._on_settings()
             self._push_all()
 
@@ -282,10 +347,16 @@ class ReferenceEngine:
         self._charge_reset()
 
     def _charge_reset(self) -> None:
-        if not self._resets.take(self._now):
+        self._unread += 13  # RST_STREAM
+        if not self._dead and (self._unread + 13 > self._limits.queue_bytes or not self._resets.spend(self._now)):
             self._fail(ENHANCE_YOUR_CALM, "too many resets")
 
+    def _was_open(self, stream: int) -> bool:
+        highest = self._h2.highest_outbound_stream_id if self._client else self._h2.highest_inbound_stream_id
+        return stream & 1 == 1 and stream <= highest
+
     def _reset(self, stream: int, code: int) -> None:
+        self._closed.add_reset(stream)
         try:
             self._h2.reset_stream(stream, code)
         except h2.exceptions.ProtocolError:
@@ -294,7 +365,7 @@ class ReferenceEngine:
     def _fail(self, code: int, detail: str) -> None:
         if not self._dead:
             self._dead = True
-            self._goaway(code, self._h2.highest_inbound_stream_id)
+            self._goaway(code, min(self._h2.highest_inbound_stream_id, self._last))
             self._told.failed(code, detail)
 
     def _goaway(self, code: int, last: int) -> None:

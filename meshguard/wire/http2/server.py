@@ -5,6 +5,7 @@ from __future__ import annotations
 from meshguard.model.errors import RequestError
 from meshguard.model.messages import CHUNKED, RequestHead
 from meshguard.model.reasons import MALFORMED_REQUEST
+from meshguard.wire.http2.connection import IN_BLOCK
 from meshguard.wire.http2.control import ControlledConnection
 from meshguard.wire.http2.engine import PROTOCOL_ERROR, REFUSED_STREAM, Http2Limits, ServerSink
 from meshguard.wire.http2.field_book import request_book
@@ -15,6 +16,7 @@ from meshguard.wire.http2.frames import (
     ENABLE_CONNECT_PROTOCOL,
     END_STREAM,
     HEADER_TABLE_SIZE,
+    HEADERS,
     INITIAL_WINDOW_SIZE,
     MAX_CONCURRENT_STREAMS,
     MAX_FRAME_SIZE,
@@ -26,7 +28,7 @@ from meshguard.wire.http2.frames import (
     goaway_frame,
     reset_frame,
 )
-from meshguard.wire.http2.heads import MalformedHead, request_of, trailers_of
+from meshguard.wire.http2.heads import MalformedHead, content_type_of, request_of, trailers_of
 from meshguard.wire.http2.hpack_encoder import encode_block, encode_length, encode_status
 from meshguard.wire.http2.streams import Stream
 from meshguard.wire.semantics import FieldRules
@@ -88,6 +90,13 @@ class Http2Server(ControlledConnection):
                 return
         super().receive(data, now)
 
+    @property
+    def open_block(self) -> int:
+        if self._gate == IN_BLOCK:
+            return self._block_stream
+        first = self._pieces[0] if self._pieces else b""
+        return int.from_bytes(first[5:9], "big") & MAX_STREAM if len(first) >= 9 and first[3] == HEADERS else 0
+
     # -- requests -----------------------------------------------------------------------------------------------------------
 
     def _on_block(self, stream: int, flags: int, block: bytes, depends_on_itself: bool) -> None:
@@ -111,6 +120,7 @@ class Http2Server(ControlledConnection):
             except RequestError as error:
                 self._forget_heads()
                 self._open(stream, end)
+                error.content_type = content_type_of(entries)
                 return self._server_sink.refused(stream, error, True)
             except MalformedHead as exc:
                 self._forget_heads()
@@ -196,6 +206,9 @@ class Http2Server(ControlledConnection):
     def _on_settings_ack(self) -> None:
         super()._on_settings_ack()
         self._heads.clear()  # the decoder may now want to hear of a smaller table first
+
+    def _last_processed(self) -> int:
+        return min(self._last, self._refuse_above)  # what was named once never grows (section 6.8)
 
     # -- answers ------------------------------------------------------------------------------------------------------------
 

@@ -13,13 +13,16 @@ from meshguard.model.errors import RequestError
 from meshguard.model.messages import RequestHead, ResponseHead
 from meshguard.wire.http2.client import Http2Client
 from meshguard.wire.http2.engine import Http2Limits
+from meshguard.wire.http2.reference import ReferenceClient, ReferenceServer
 from meshguard.wire.http2.server import Http2Server
 from meshguard.wire.semantics import FieldRules
 from tests.wire.drive import slots
 
 __all__ = [
+    "CLIENTS",
     "GET",
     "PREFACE",
+    "SERVERS",
     "SETTINGS",
     "Frame",
     "Sink",
@@ -232,10 +235,17 @@ class Sink:
         return result
 
 
-def server(limits: Http2Limits | None = None, rules: FieldRules | None = None, *pieces: bytes) -> tuple[Http2Server, Sink]:
+SERVERS: dict[str, Any] = {"default": Http2Server, "reference": ReferenceServer}
+CLIENTS: dict[str, Any] = {"default": Http2Client, "reference": ReferenceClient}
+"""Both engines have the same interface; the suites of rules and floods run on both."""
+
+
+def server(
+    limits: Http2Limits | None = None, rules: FieldRules | None = None, *pieces: bytes, kind: str = "default"
+) -> tuple[Http2Server, Sink]:
     """A server that has greeted its client: both SETTINGS are exchanged and acknowledged, nothing is left to take."""
     sink = Sink()
-    engine = Http2Server(sink, limits or Http2Limits(), rules or FieldRules())
+    engine = SERVERS[kind](sink, limits or Http2Limits(), rules or FieldRules())
     sink.engine = engine
     engine.start()
     engine.receive(PREFACE + SETTINGS + settings(ack=True), 0.0)
@@ -244,10 +254,10 @@ def server(limits: Http2Limits | None = None, rules: FieldRules | None = None, *
     return engine, sink
 
 
-def client(limits: Http2Limits | None = None, *heads: bytes) -> tuple[Http2Client, Sink]:
+def client(limits: Http2Limits | None = None, *heads: bytes, kind: str = "default") -> tuple[Http2Client, Sink]:
     """A client that has greeted its server and sent these requests, whole."""
     sink = Sink()
-    engine = Http2Client(sink, limits or Http2Limits())
+    engine = CLIENTS[kind](sink, limits or Http2Limits())
     sink.engine = engine
     engine.start()
     engine.receive(SETTINGS + settings(ack=True), 0.0)

@@ -11,6 +11,7 @@ from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from meshguard.wire.http2 import hpack_encoder
 from meshguard.wire.http2.field_book import MALFORMED, REGULAR, request_book, response_book
 from meshguard.wire.http2.hpack_decoder import HpackDecoder, HpackError
 from meshguard.wire.http2.hpack_encoder import NO_TABLE, encode_block, encode_request, encode_status, request_method
@@ -311,6 +312,34 @@ def test_what_is_secret_is_never_indexed() -> None:
     for name in (b"authorization", b"cookie", b"set-cookie", b"proxy-authorization"):
         (entry,) = hpack.Decoder().decode(encode_block(b"%b: secret\r\n" % name), raw=True)
         assert not entry.indexable
+
+
+def test_what_a_peer_does_not_want_indexed_goes_on_as_such() -> None:
+    """RFC 7541 section 6.2.3, whichever connection it came by; and no number of names makes the memory of them grow."""
+    line = b"x-session-key: secret\r\n"
+
+    def indexable() -> bool:
+        (entry,) = hpack.Decoder().decode(encode_block(line), raw=True)
+        return bool(entry.indexable)
+
+    before = set(hpack_encoder._SENSITIVE)
+    try:
+        assert indexable()
+        peer = decoder()
+        peer.decode(b"\x00\x0dx-session-key\x01a")  # without indexing, which an intermediary may change
+        assert indexable()
+        peer.decode(b"\x10\x0dx-session-key\x01a")
+        assert not indexable()
+        for number in range(1000):
+            peer.decode(b"\x10\x06x-%04d\x01a" % number)
+        assert len(hpack_encoder._SENSITIVE) <= 257
+        line = b"x-another: 1\r\n"
+        assert not indexable()  # too many to tell apart: none is indexed any more
+    finally:
+        hpack_encoder._SENSITIVE.clear()
+        hpack_encoder._SENSITIVE.update(before)
+        for memory in (hpack_encoder._literal, hpack_encoder._remembered_line, hpack_encoder._start, hpack_encoder._authority):
+            memory.cache_clear()
 
 
 REQUESTS = [
