@@ -74,6 +74,7 @@ def test_safe_requests_are_retried_and_bounded(engine: str, dial: Dial, town: To
             await exchange.answer(200, b"at last")
 
     with town.upstream.on("/open/retry", flaky), dial(engine) as client:
+        assert client.request(get("/open/before")).status == 200  # only a connection that was kept alive may have died idle
         assert client.request(get("/open/retry")).body == b"at last"
     mark = town.upstream.mark()
     with town.upstream.on("/open/retry", raw([], reset=True)), dial(engine) as client:

@@ -79,7 +79,7 @@ def test_the_runtime_reads_the_same(values: dict[str, Any]) -> None:
 
 def _close(one: Any, other: Any) -> bool:
     if isinstance(one, float) and isinstance(other, int | float):
-        return math.isclose(one, other, rel_tol=1e-6) or one == other  # the mapping writes floats in their shortest form
+        return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-44) or one == other  # the mapping writes floats in their shortest form
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(_close(one[key], other[key]) for key in one)
     if isinstance(one, list) and isinstance(other, list):
