@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 RUN := $(VENV)/.run-installed
 DEV := $(VENV)/.dev-installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --require-hashes
-# Test files are spread over the cores; ARGS="-n0" runs them in one process (for --pdb).
-PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# Test files are spread over the cores, and one more for the waiting; ARGS="-n0" runs them in one process (for --pdb).
+PARALLEL ?= -n $$(( $$(nproc 2>/dev/null || echo 2) + 1 )) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 FUZZ_S ?= 300
 ARGS ?=
 # Some environments forbid bytecode: then each of the hundreds of processes would compile the whole package anew.
