@@ -102,6 +102,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="rounds of each row (default 5)")
     parser.add_argument("--seconds", type=float, help="seconds of each measurement (default 3)")
     parser.add_argument("--rules", type=int, default=1000, help="rules of the policy (default %(default)s)")
+    parser.add_argument("--reloads", type=int, default=1000, help="of the row reloads, in all its rounds (default %(default)s)")
     parser.add_argument("--quick", action="store_true", help=f"two minutes: {QUICK_ROWS} against Envoy and nginx, 3 short rounds")
     parser.add_argument(
         "--ours", default="meshguard", choices=("meshguard", *PEERS), help="another proxy in our place, to check the harness"
@@ -128,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the clean-up runs
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536), hard))
-    options = Options(given.rows, given.peers, given.ours, given.rounds, given.seconds, rules=given.rules)
+    options = Options(given.rows, given.peers, given.ours, given.rounds, given.seconds, rules=given.rules, reloads=given.reloads)
     began = time.monotonic()
     try:
         with contextlib.ExitStack() as cleanup:

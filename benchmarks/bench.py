@@ -17,7 +17,8 @@ __all__ = ["Bench", "Options"]
 
 @dataclass(slots=True)
 class Options:
-    """The run's settings. Seconds are of one measured window; `rate` is requests a second of the latency row."""
+    """The run's settings. Seconds are of one measured window; `rate` is requests a second of the latency row, `reload_rate` of
+    the row `reloads`, which makes `reloads` reloads in all its rounds together."""
 
     rows: list[str] = field(default_factory=list)
     peers: list[str] = field(default_factory=list)
@@ -29,6 +30,9 @@ class Options:
     trace: float = 0.01
     rate: float = 4000.0
     idle_connections: int = 500
+    reloads: int = 1000
+    reload_rate: float = 300.0
+    trials: int = 20
     load_core: int = 0
     proxy_core: int = max(0, (os.cpu_count() or 1) - 1)
 

@@ -24,6 +24,7 @@ class Plan:
     """How to start a candidate. `ports` maps h1-plain, h1-mtls, h2-mtls and grpc to the port that serves them (one missing: not served).
 
     `policy`: it must refuse a path in no rule. `demands_certificate`: it must refuse a client without one.
+    `around`: ports by name that are not the proxy's service (its admin port, upstreams that a row brings).
     `pinned`: it runs on the core that is measured. `log`: the file in which it writes a line for each request, if it does.
     """
 
@@ -32,6 +33,7 @@ class Plan:
     policy: bool = False
     demands_certificate: bool = True
     log: Path | None = None
+    around: Mapping[str, int] = field(default_factory=dict)
     cwd: Path | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     ready_timeout_s: float = 20.0

@@ -6,12 +6,13 @@ import json
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks import install
 from benchmarks.bench import Bench
-from benchmarks.candidates import Plan
+from benchmarks.candidates import Plan, Prepare
 from benchmarks.documents import PREFIXES
 from benchmarks.ext_proc_server import PATH_HEADER
 from benchmarks.rules import GRPC, Rule, make, mine_first
@@ -169,7 +170,7 @@ def _listener(
     return found
 
 
-def _plan(bench: Bench, directory: Path, rules: list[Rule], log: bool, rbac: Callable[[list[Rule]], Json] = _linear) -> Plan:
+def _plan(bench: Bench, directory: Path, rules: list[Rule], log: bool, rbac: Callable[[list[Rule]], Json | None] = _linear) -> Plan:
     plain, mtls = bench.ports.port(), bench.ports.port()
     path = directory / "access.log" if log else None
     # Without TLS there is no identity, so there are no rules either; the log stays.
@@ -238,3 +239,14 @@ def ext_proc(bench: Bench, directory: Path) -> Plan:
     server = [sys.executable, "-m", "benchmarks.ext_proc_server", port]
     both = f"{shlex.join(map(str, server))} & exec {shlex.join(map(str, words))}"
     return Plan(["sh", "-c", both], {"h1-mtls": mtls}, policy=True, log=log, cwd=install.ROOT)
+
+
+def middle(count: int) -> Prepare:
+    """So many rules tried one by one, the right ones in the middle, no log: for what rules cost, beside `unruled`."""
+    return lambda bench, directory: _plan(bench, directory, make(count), False)
+
+
+def unruled(bench: Bench, directory: Path) -> Plan:
+    """mTLS and nothing else: what the ones above are compared with."""
+    plan = _plan(bench, directory, [], False, lambda rules: None)
+    return replace(plan, policy=False)

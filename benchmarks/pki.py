@@ -1,4 +1,4 @@
-"""A throwaway mesh PKI: one CA, a server SVID and a client SVID (P-256), the same for every candidate."""
+"""A throwaway mesh PKI: one CA, a server SVID and two client SVIDs (P-256), the same for every candidate."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-__all__ = ["CLIENT", "SERVER", "TRUST_DOMAIN", "make"]
+__all__ = ["CLIENT", "OTHER", "SERVER", "TRUST_DOMAIN", "make"]
 
 TRUST_DOMAIN = "bench.test"
 SERVER = f"spiffe://{TRUST_DOMAIN}/server"
+OTHER = f"spiffe://{TRUST_DOMAIN}/other"
 CLIENT = f"spiffe://{TRUST_DOMAIN}/client"
 
 _USAGES = (
@@ -80,7 +81,11 @@ def make(directory: Path) -> None:
     ]
     _save(directory, "ca", ca_key, _certificate(ca_name, ca_key, ca_name, ca_key, authority))
     localhost: list[x509.GeneralName] = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-    alternatives: tuple[tuple[str, str, list[x509.GeneralName]], ...] = (("server", SERVER, localhost), ("client", CLIENT, []))
+    alternatives: tuple[tuple[str, str, list[x509.GeneralName]], ...] = (
+        ("server", SERVER, localhost),
+        ("client", CLIENT, []),
+        ("other", OTHER, []),
+    )
     for name, uri, others in alternatives:
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "bench")])

@@ -83,6 +83,9 @@ _EXTRAS: tuple[tuple[str, Callable[[float], str]], ...] = (
     ("cpu_us", lambda value: f"{value:.1f} us CPU"),
     ("rps", lambda value: f"{value:.0f}/s"),
     ("user_share", lambda value: f"user {value:.0%}"),
+    ("cut_p99_ms", lambda value: f"p99 {value:.1f} ms"),
+    ("reload_s", lambda value: f"{value:.2f} s a reload"),
+    ("growth_mb", lambda value: f"grown by {value:+.1f} MB"),
     ("pss_mb", lambda value: f"{value:.1f} MB proportional"),
     ("connection_kib", lambda value: f"{value:.1f} KiB a connection"),
 )

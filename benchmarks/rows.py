@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from benchmarks import field_load, load
+from benchmarks import decision, field_load, load, quarantine, reloads
 from benchmarks.candidates import Candidate
 from benchmarks.field_load import INLINE
 from benchmarks.ledger_alone import ledger_alone
@@ -101,6 +101,20 @@ ROWS: tuple[Row, ...] = (
     _fields("fields-10k", 10_000, 32),
     _fields("fields-100k", 100_000, 8),
     _fields("fields-1m", 1_000_000, 4),
+    Row(
+        "reloads", "h1-mtls", "us at a fixed rate", "p99_us", reloads.measure,
+        (Contestant("meshguard-held", "quiet"), Contestant("meshguard-held", "reloading", (("reloads", True),))), peers=False,
+    ),
+    Row(
+        "quarantine", "h2-mtls", "ms to the last octet", "cut_ms", quarantine.measure, (Contestant("meshguard-held"),), peers=False,
+        most_rounds=1,
+    ),
+    Row("decision", "h1-mtls", "CPU us, 100 000 rules", "plain_us", decision.measure, (_SELF,), peers=False, fresh=True, most_rounds=1),
+    Row(
+        "rbac", "h1-mtls", _CPU, "cpu_us", load.closed_loop,
+        (*(Contestant(f"meshguard{size}") for size in ("-10-rules", "", "-many-rules")),
+         *(Contestant(f"envoy-{size}-rules") for size in ("no", "10", "1000", "many"))), peers=False,
+    ),
 )  # fmt: skip
 """In the order of the tables."""
 

@@ -15,10 +15,19 @@ from benchmarks import install, pki
 from benchmarks.bench import Bench
 from benchmarks.candidates import Plan
 from benchmarks.documents import KEYSET, field_rules
+from benchmarks.held import SOCKETS
+from benchmarks.reloads import write_policy
 from benchmarks.rules import GRPC, ORDERS, Rule, make
 from meshguard.control.ledger_key import make_key
 
 __all__ = ["SUBJECTS", "Variant", "configuration", "policy", "policy_text"]
+
+HELD_RULES: list[dict[str, Any]] = [
+    {"id": "streams", "allow": [pki.CLIENT, pki.OTHER], "methods": ["POST"], "paths": [GRPC + "/**"]},
+    {"id": "sockets", "allow": [pki.CLIENT, pki.OTHER], "methods": ["GET"], "paths": [SOCKETS + "/**"]},
+    {"id": "others", "allow": [pki.OTHER], "methods": ["GET"], "paths": [ORDERS + "/**"]},
+]
+"""What the callers of the rows with open streams may do."""
 
 YAML_UP_TO = 1000
 """Rules written as YAML, as people write them; more come out of a generator, which writes JSON."""
@@ -53,13 +62,19 @@ class Variant:
     workers: int = 1
     fields: bool = False  # the field rules of `documents`, with a keyset
     pinned: bool = True
+    held: bool = False  # for rows that hold streams open: their upstreams, a policy of several documents, the operations of the admin API
 
     def __call__(self, bench: Bench, directory: Path) -> Plan:
         mtls, plain, admin = (bench.ports.port() for _ in range(3))
         count = self.rules or bench.options.rules
-        name, text = policy_text(policy(make(count), plain))
+        document = policy(make(count), plain)
         (directory / "policies").mkdir(exist_ok=True)
-        (directory / "policies" / name).write_text(text)
+        if self.held:
+            document["rules"] += HELD_RULES
+            write_policy(directory / "policies", document)
+        else:
+            name, text = policy_text(document)
+            (directory / "policies" / name).write_text(text)
         if self.fields:
             (directory / "policies" / "fields.yaml").write_text(yaml.safe_dump({"fields": field_rules()}))
         log = directory / "decisions.log" if self.log else None
@@ -72,10 +87,16 @@ class Variant:
             key = directory / "checkpoint.key"
             make_key(key)
             settings["ledger"] = {"directory": str(directory / "ledger"), "durability": self.ledger, "checkpoints": {"key": str(key)}}
+        around = {"admin": admin}
+        if self.held:
+            around |= {"echo": bench.ports.port(), "sockets": bench.ports.port()}
+            hold(settings, around, directory)
         config.write_text(yaml.safe_dump(settings, sort_keys=False))
         command = [sys.executable, "-m", "meshguard", "serve", "--config", config]
         ports = {"h1-mtls": mtls, "h1-plain": plain, "h2-mtls": mtls, "grpc": mtls}
-        return Plan(command, ports, policy=True, log=log, cwd=install.ROOT, ready_timeout_s=20 + count / 500, pinned=self.pinned)
+        return Plan(
+            command, ports, policy=True, log=log, around=around, cwd=install.ROOT, ready_timeout_s=20 + count / 500, pinned=self.pinned
+        )
 
 
 def _keyset(directory: Path) -> Path:
@@ -117,11 +138,22 @@ def configuration(variant: Variant, certs: Path, ports: dict[str, int], log: Pat
     return settings
 
 
+def hold(settings: dict[str, Any], around: dict[str, int], directory: Path) -> None:
+    """Adds what the rows with open streams need. `around`: admin, echo (streams), sockets."""
+    clusters = settings["clusters"]
+    clusters["calls"] |= {"endpoints": [f"127.0.0.1:{around['echo']}"], "circuit": {"max_in_flight": 4096}}
+    clusters["sockets"] = {"endpoints": [f"127.0.0.1:{around['sockets']}"]}
+    settings["listeners"]["inbound"]["routes"].insert(0, {"id": "sockets", "paths": [SOCKETS + "/**"], "to": "sockets"})
+    settings["admin"]["token_file"] = str(directory / "admin.token")
+    settings["quarantine"] = {"path": str(directory / "quarantine.json")}
+
+
 SUBJECTS: dict[str, Variant] = {
     "meshguard": Variant(),
     "meshguard-reference": Variant(engine="reference"),
     "meshguard-10-rules": Variant(rules=10),
     "meshguard-many-rules": Variant(rules=100_000),
+    "meshguard-held": Variant(rules=10_000, held=True),
     "meshguard-no-log": Variant(log=False),
     "meshguard-ledger": Variant(ledger="batch"),
     "meshguard-ledger-request": Variant(ledger="request"),

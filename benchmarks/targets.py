@@ -18,7 +18,7 @@ class Target:
 
     kind ratio     the bounds hold for ours / anchor
          added     the bounds hold for ours - anchor, in the unit; with `per`, for that as a ratio to what the contestant `per` takes
-         absolute  the bounds hold for ours, in the unit; an anchor is only for comparison
+         absolute  the bounds hold for ours, in the unit; an anchor is only for comparison, and may be missing (``)
     Without bounds (None) it is shown for information.
     """
 
@@ -90,11 +90,30 @@ TARGETS: tuple[Target, ...] = (
     Target("tracing every request, added in all threads", "tracing", "cpu_us", "us", "none", ours="all", kind="added"),
     Target("two workers on one core against one process", "workers", "cpu_us", _CPU, "meshguard", ours="meshguard-two-workers"),
     Target(
-        "two workers on two cores (shared with load and upstream) against one", "workers-two-cores", "wall_us", "us of wall clock",
-        "meshguard-any-core", ours="meshguard-two-workers-any-core",
+        "two workers on two cores (shared with load and upstream) against one",
+        "workers-two-cores",
+        "wall_us",
+        "us of wall clock",
+        "meshguard-any-core",
+        ours="meshguard-two-workers-any-core",
     ),
     Target("decision log to a file, added", "decision-log", "cpu_us", "us", "meshguard-no-log", kind="added"),
     Target("ledger, durability batch, added", "ledger", "main_us", "us", "meshguard", 6, 3, "meshguard-ledger", "added"),
+    Target("a decision: 100 000 rules against 10", "decision", "size_ratio", "times", "", 1.5, 1.1, kind="absolute"),
+    Target("a decision: an expression where it is used, added", "decision", "memo_us", "us", "", 6, 3, kind="absolute"),
+    Target("a decision not made before, 100 000 rules", "decision", "plain_us", "us", "", kind="absolute"),
+    Target("the same, expressions in rules beside", "decision", "beside_us", "us", "", kind="absolute"),
+    Target("the same by a list of 100 000 rules tried in turn", "decision", "linear_us", "us", "", kind="absolute"),
+    Target("100 000 rules over 10, added", "rbac", "cpu_us", "us", "meshguard-10-rules", ours="meshguard-many-rules", kind="added"),
+    Target("Envoy's RBAC: 10 rules over none", "rbac", "cpu_us", "us", "envoy-no-rules", ours="envoy-10-rules", kind="added"),
+    Target("Envoy's RBAC: 1000 rules over none", "rbac", "cpu_us", "us", "envoy-no-rules", ours="envoy-1000-rules", kind="added"),
+    Target("Envoy's RBAC: 100 000 rules over none", "rbac", "cpu_us", "us", "envoy-no-rules", ours="envoy-many-rules", kind="added"),
+    Target("p99 during reloads of 10 000 rules", "reloads", "p99_us", "us", "quiet", 1.5, 1.2, "reloading"),
+    Target("quarantine of a caller with 1000 streams, p99", "quarantine", "cut_p99_ms", "ms", "", 100, 50, "meshguard-held", "absolute"),
+    Target("quarantine of a caller with 1000 streams, median", "quarantine", "cut_ms", "ms", "", ours="meshguard-held", kind="absolute"),
+    Target("p50 during reloads of 10 000 rules", "reloads", "p50_us", "us", "quiet", ours="reloading"),
+    Target("a reload of one document of 1000 of the 10 000 rules", "reloads", "reload_s", "s", "", ours="reloading", kind="absolute"),
+    Target("growth over the reloads of a round", "reloads", "growth_mb", "MB", "", 3, 1, "reloading", "absolute"),
     Target("ledger, durability request, added", "ledger", "main_us", "us", "meshguard", ours="meshguard-ledger-request", kind="added"),
     Target("ledger: append against plain JSON lines", "ledger-alone", "append_us", "CPU us", "plain", 2.5, 2.0),
     Target("ledger: verify, an entry (200 000 a second)", "ledger-alone", "verify_us", "CPU us", "plain", 5, 2.5, kind="absolute"),

@@ -6,6 +6,7 @@
 // port secs warm conns streams rate; cert=PEM with key and chain, ca=PEM (given: TLS); host path paths size file body trace
 // any=1: of a body only the length (body=N) is checked, not that it is all x; what it holds is looked at before the load.
 // life=N: the connections are replaced after N requests each, with the certificate file as it is then.
+// SIGTERM ends the measured window early.
 // pids=1,2 core=1: CPU of these processes and busy time of the core over the measured window.
 #define _GNU_SOURCE
 #include <math.h>
@@ -100,6 +101,13 @@ static int drain(Conn *c) {
     }
 }
 
+// The measured window ends now (SIGTERM).
+static volatile sig_atomic_t enough;
+static void end_window(int signum) {
+    (void)signum;
+    enough = 1;
+}
+
 static Cpu cpu_before;
 static double window_start;
 static long ok_before, bad_before, lost_before;
@@ -140,7 +148,7 @@ static void closed_loop(double secs, double warm, int conns) {
             opened = 1;
             window_opens();
         }
-        if (opened && t - window_start >= secs) break;
+        if (enough || (opened && t - window_start >= secs)) break;
         int k = epoll_wait(epoll, evs, 64, 50);
         for (int i = 0; i < k && alive; i++) {
             Conn *c = evs[i].data.ptr;
@@ -198,7 +206,7 @@ static void open_loop(double secs, double warm, int conns, double rate) {
             opened = 1;
             window_opens();
         }
-        if (opened && t - window_start >= secs) break;
+        if (enough || (opened && t - window_start >= secs)) break;
         while (next <= t && qt < cap) {
             q[qt++] = next;
             next += -log(((next_random() >> 11) + 1) / 9007199254740993.0) / rate;
@@ -268,7 +276,7 @@ static void handshakes(double secs, double warm) {
             window_opens();
             reused = 0;
         }
-        if (opened && t - window_start >= secs) break;
+        if (enough || (opened && t - window_start >= secs)) break;
         if (!dial(c)) {
             lost++;
             if (lost > 1000) break;
@@ -311,6 +319,7 @@ int main(int argc, char **argv) {
     signal(SIGPIPE, SIG_IGN);
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     const char *mode = arg("mode", "h1");
+    if (strcmp(mode, "idle")) signal(SIGTERM, end_window);
     double secs = num("secs", 3), warm = num("warm", .3);
     int conns = num("conns", 32);
     alarm(secs + warm + 60);

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from meshguard.control.contracts import Contracts, contract_files, load_contracts
 from meshguard.control.keyring import Keyring, LoadedKeys
+from meshguard.control.pacing import Breathe, let_go, unpaced
 from meshguard.control.policies import LoadedPolicy, load_policy
 from meshguard.control.settings.configuration import Configuration
 from meshguard.control.settings.load import LoadedConfiguration
@@ -49,19 +50,22 @@ class Inputs:
 
 
 def load_inputs(
-    load_configuration: Callable[[], LoadedConfiguration], keyring: Keyring, bundles: BundleKeeper | None = None
+    load_configuration: Callable[[], LoadedConfiguration],
+    keyring: Keyring,
+    bundles: BundleKeeper | None = None,
+    breathe: Breathe = unpaced,
 ) -> Inputs:
     """Reads everything anew; keysets that live on come from the `keyring`, with a `bundle` in the configuration the policy is what
-    `bundles` gives. Raises DocumentError with every problem, KeysetError, OSError."""
+    `bundles` gives. `breathe` paces the work beside a running loop. Raises DocumentError with every problem, KeysetError, OSError."""
     loaded = load_configuration()
     configuration = loaded.configuration
     create = configuration.profile == "development"
     keys = keyring.load(configuration.keys, create=create)
     candidate = None
     if configuration.bundle is not None:
-        candidate, policy, contracts = _from_bundle(bundles or bundle_keeper(configuration), keys.keysets, configuration)
+        candidate, policy, contracts = _from_bundle(bundles or bundle_keeper(configuration), keys.keysets, configuration, breathe)
     else:
-        policy = load_policy(configuration.policies, keysets=keys.keysets)
+        policy = load_policy(configuration.policies, keysets=keys.keysets, breathe=breathe)
         contracts = load_contracts(configuration, {})
     files = [Path(loaded.document.file), *configuration.policies, *keys.files, *contract_files(configuration)]
     for listener in configuration.listeners.values():
@@ -74,24 +78,28 @@ def load_inputs(
     if configuration.shadow is not None:
         from meshguard.control.shadow import load_shadow
 
-        shadow = load_shadow(configuration.shadow, keys.keysets)
+        shadow = load_shadow(configuration.shadow, keys.keysets, breathe)
         files += configuration.shadow.policies
     if configuration.packs:
         from meshguard.control.packs.citing import citations
 
         controls = citations(loaded, policy)
-    return Inputs(loaded, policy.compiled, policy.fields, policy.warnings, tuple(files), keys, contracts, candidate, controls, shadow)
+    inputs = Inputs(loaded, policy.compiled, policy.fields, policy.warnings, tuple(files), keys, contracts, candidate, controls, shadow)
+    parts = policy.documents_parts()
+    del policy
+    let_go(parts, breathe)
+    return inputs
 
 
 def _from_bundle(
-    bundles: BundleKeeper, keysets: Mapping[str, Keyset], configuration: Configuration
+    bundles: BundleKeeper, keysets: Mapping[str, Keyset], configuration: Configuration, breathe: Breathe
 ) -> tuple[Candidate, LoadedPolicy, Contracts]:
     """The best bundle whose documents and contracts compile. A signed one that does not is refused like any other: what was in force goes
     on."""
     first: DocumentError | None = None
     for candidate in bundles.choose():
         try:
-            policy = load_policy(candidate.documents(), keysets=keysets, environment={}, read=candidate.read)
+            policy = load_policy(candidate.documents(), keysets=keysets, environment={}, read=candidate.read, breathe=breathe)
             return candidate, policy, load_contracts(configuration, candidate.bundle.files)
         except DocumentError as exc:
             bundles.refused = f"bundle {candidate.bundle.name} version {candidate.bundle.version}: {exc}"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from meshguard.control.pacing import Breathe, all_parts, unpaced
 from meshguard.fields.keyset import Keyset, is_keyset_name
 from meshguard.model.errors import DocumentError, Problem
 from meshguard.policy.compile import compile as compile_policy
@@ -38,6 +39,16 @@ class LoadedPolicy:
     fields: CompiledFields | None
     warnings: tuple[Problem, ...]
 
+    def documents_parts(self) -> list[object]:
+        """What its documents consist of, for `pacing.let_go` once they are not needed any more."""
+        return all_parts(*(_parts(loaded) for loaded in self.documents))
+
+
+def _parts(loaded: Loaded[PolicyDocument]) -> list[object]:
+    values = loaded.document.values
+    rules = values.get("rules") if isinstance(values, dict) else None
+    return [*loaded.value.rules, *(rules if isinstance(rules, list) else ())]
+
 
 def load_policy(
     paths: Sequence[str | Path | Document],
@@ -45,12 +56,14 @@ def load_policy(
     keysets: Mapping[str, Keyset] | Collection[str] | None = None,
     environment: Mapping[str, str] | None = None,
     read: Read | None = None,
+    breathe: Breathe = unpaced,
 ) -> LoadedPolicy:
     """Loads the policy in `paths` (files and directories). `keysets` are those that field rules may seal with; where only names are
     given (a check, away from the keys) the compiled fields can seal nothing, with None any name will do. `read` gives the files that
-    documents name, None: those beside them. Raises DocumentError with every problem of all documents."""
+    documents name, None: those beside them; `breathe` is called all the time (`pacing`). Raises DocumentError with every problem of
+    all documents."""
     with _without_collections():
-        return _load(paths, keysets, environment, read or _beside)
+        return _load(paths, keysets, environment, read or _beside, breathe)
 
 
 def _load(
@@ -58,8 +71,9 @@ def _load(
     keysets: Mapping[str, Keyset] | Collection[str] | None,
     environment: Mapping[str, str] | None,
     read: Read,
+    breathe: Breathe,
 ) -> LoadedPolicy:
-    documents = load_documents(paths, PolicyDocument, environment=environment)
+    documents = load_documents(paths, PolicyDocument, environment=environment, breathe=breathe)
     sources = [loaded.document for loaded in documents]
     problems: list[Problem] = []
     compiled: CompiledPolicy | None = None
@@ -67,7 +81,7 @@ def _load(
     readers = _principal_readers(documents, problems)
     try:
         values, files = [loaded.value for loaded in documents], [loaded.file for loaded in documents]
-        compiled = compile_policy([*values, *readers], [*files, *(files[:1] * len(readers))], _Sets(read))
+        compiled = compile_policy([*values, *readers], [*files, *(files[:1] * len(readers))], _Sets(read), breathe)
     except DocumentError as exc:
         problems += exc.problems
     if any(loaded.value.fields for loaded in documents):
@@ -153,4 +167,5 @@ def _without_collections() -> Iterator[None]:
         yield
     finally:
         if enabled:
+            gc.freeze()  # what was made stays: the next collection, perhaps on the loop, need not look at all of it
             gc.enable()

@@ -22,6 +22,7 @@ from meshguard.control.live import live_requests, live_stats
 from meshguard.control.memory import release_start_pages
 from meshguard.control.observing import observing
 from meshguard.control.operations import admin_token
+from meshguard.control.pacing import loop_first
 from meshguard.control.quarantine import QuarantineRegister
 from meshguard.control.runtime import Runtime
 from meshguard.control.settings.configuration import Configuration
@@ -61,6 +62,7 @@ def run(
     over; `handler` is that of the log. Raises MeshguardError, OSError at the start."""
     import uvloop
 
+    loop_first()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(Process(load_configuration, registry, inheritance, handler).main(ready))
 

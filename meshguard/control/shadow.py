@@ -14,6 +14,7 @@ from meshguard.control.settings.shadow import ShadowConfig
 from meshguard.model.errors import MeshguardError
 
 if TYPE_CHECKING:
+    from meshguard.control.pacing import Breathe
     from meshguard.fields.keyset import Keyset
     from meshguard.policy.compiled import CompiledPolicy
 
@@ -39,12 +40,12 @@ class ShadowPolicy:
         }
 
 
-def load_shadow(config: ShadowConfig, keysets: Mapping[str, Keyset]) -> ShadowPolicy:
+def load_shadow(config: ShadowConfig, keysets: Mapping[str, Keyset], breathe: Breathe) -> ShadowPolicy:
     """Never raises for what the documents say."""
     from meshguard.control.policies import load_policy
 
     try:
-        return ShadowPolicy(load_policy(config.policies, keysets=keysets).compiled)
+        return ShadowPolicy(load_policy(config.policies, keysets=keysets, breathe=breathe).compiled)
     except (MeshguardError, OSError, ValueError) as exc:
         error = str(exc)
     except Exception as exc:

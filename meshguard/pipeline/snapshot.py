@@ -93,6 +93,10 @@ class Snapshot:
     shadow: CompiledPolicy | None = None  # a candidate that is asked beside the policy
     controls: Citations | None = None  # which controls of packs a request is judged by
 
+    def policies(self) -> list[CompiledPolicy]:
+        """The policy, and the candidate beside it."""
+        return [self.policy] if self.shadow is None else [self.policy, self.shadow]
+
     def release(self) -> None:
         """The snapshot is no longer current: its memos go, and with them the cycles that would keep it from being freed at once."""
         for view in self.listeners.values():

@@ -7,7 +7,7 @@ caller escapes by not sending a token, one on bodies that also denies requests w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from meshguard.model.errors import DocumentError, Problem
@@ -39,18 +39,30 @@ Descriptors = Callable[[str, str, str | None], Messages]
 Raises ValueError, worded as an expectation."""
 
 
-def compile(documents: Sequence[PolicyDocument], files: Sequence[str] = (), descriptors: Descriptors | None = None) -> CompiledPolicy:
+def _no_breath() -> None:
+    pass
+
+
+def compile(
+    documents: Sequence[PolicyDocument],
+    files: Sequence[str] = (),
+    descriptors: Descriptors | None = None,
+    breathe: Callable[[], None] = _no_breath,
+) -> CompiledPolicy:
     """Compile the documents of one policy; raises DocumentError with every problem.
 
     `files` name the documents in problems, in the same order; the order of documents and of rules in them decides which of several
-    matching rules is reported, never the verdict."""
-    return _Compiler(documents, files, descriptors).compile()
+    matching rules is reported, never the verdict. `breathe` is called between any two small pieces of the work."""
+    return _Compiler(documents, files, descriptors, breathe).compile()
 
 
 class _Compiler:
     """One run: collects problems while it resolves, then builds."""
 
-    def __init__(self, documents: Sequence[PolicyDocument], files: Sequence[str], descriptors: Descriptors | None) -> None:
+    def __init__(
+        self, documents: Sequence[PolicyDocument], files: Sequence[str], descriptors: Descriptors | None, breathe: Callable[[], None]
+    ) -> None:
+        self._breathe = breathe
         self._documents = documents
         self._descriptors = descriptors
         self._expressions: dict[tuple[str, tuple[Reading, ...]], ExpressionCondition] = {}  # one of each: compiling takes 0.1 ms
@@ -79,10 +91,10 @@ class _Compiler:
         self._warn(rules, indexes[2])
         allows, shadow_allows, denies, shadow_denies = indexes
         return CompiledPolicy(
-            digest=policy_digest(self._documents, frozenset(messages.digest for messages in self._messages.values())),
+            digest=policy_digest(self._documents, frozenset(messages.digest for messages in self._messages.values()), self._breathe),
             roles=list(self._roles.values()),
             rules=rules,
-            principals=PrincipalIndex(self._patterns),
+            principals=PrincipalIndex(self._one_by_one(self._patterns)),
             allows=allows or RuleIndex(),
             denies=denies,
             shadow_allows=shadow_allows,
@@ -115,6 +127,7 @@ class _Compiler:
         first: dict[str, str] = {}
         for document, file in zip(self._documents, self._files, strict=True):
             for number, rule in enumerate(document.rules):
+                self._breathe()
                 path = f"rules[{number}]"
                 if rule.id in first:
                     self._problems.append(Problem(file, f"{path}.id", f"an id that is not taken: {first[rule.id]} has it", value=rule.id))
@@ -217,6 +230,11 @@ class _Compiler:
                 self._problems.append(Problem(file, f"{path}.fields", expected, value=repr(field)))
         return messages
 
+    def _one_by_one(self, values: Iterable[T]) -> Iterator[T]:
+        for value in values:
+            self._breathe()
+            yield value
+
     def _shared(self, value: T) -> T:
         shared: T = self._values.setdefault(value, value)
         return shared
@@ -239,14 +257,15 @@ class _Compiler:
             if rule.allow is not allow or rule.shadow is not shadow:
                 continue
             index = index or RuleIndex()
+            self._breathe()
             by_identity = [subject for subject in rule.subjects if subject not in by_subject or _by_identity(by_subject[subject])]
             by_token = [subject for subject in rule.subjects if subject in by_subject and by_subject[subject].claims]
             for template in self._templates[rule.order]:
                 for variant in (template,) if allow else folded(template):
                     index.add(rule, variant, by_identity, by_token)
         if index is not None:
-            index.freeze()
-            for leaf in index.leaves:
+            for leaf in index.freeze():
+                self._breathe()
                 self._bounded(leaf)
         return index
 
@@ -269,6 +288,7 @@ class _Compiler:
                 if name not in self._used:
                     self._warnings.append(Problem(file, _role_path(name), "a role that some rule, field or test names"))
         for rule in rules:
+            self._breathe()
             file, path = self._where[rule.order]
             if rule.allow and not rule.shadow and denies is not None:
                 by = unreachable(rule, self._templates[rule.order], denies)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from meshguard.model.errors import Problem
 from meshguard.model.principal import Principal
@@ -73,6 +73,14 @@ class CompiledPolicy:
     def forget(self) -> None:
         """Drop the bindings: they and the policy hold each other, and would keep a replaced policy in memory."""
         self._bindings.clear()
+
+    def parts(self) -> Iterator[object]:
+        """What a large policy consists of, each part before what it holds: who keeps these can drop the policy at once and then let go
+        of them one by one."""
+        yield from self.rules
+        for index in (self.allows, self.denies, self.shadow_allows, self.shadow_denies):
+            if index is not None:
+                yield from index.parts()
 
     def _bind(self, principal: Principal | None) -> Binding:
         subjects = {ANYONE}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, WithJsonSchema, model_validator
 from pydantic_core import core_schema
 
 from meshguard.policy.paths import parse_template
@@ -311,7 +311,9 @@ class RuleDocument(_Document):
         return value
 
     @model_validator(mode="after")
-    def _one_effect(self) -> RuleDocument:
+    def _one_effect(self, info: ValidationInfo) -> RuleDocument:
+        if info.context is not None and "breathe" in info.context:  # ten thousand rules beside a running loop
+            info.context["breathe"]()
         if (self.allow is None) == (self.deny is None):
             raise ValueError("exactly one of allow and deny")
         return self

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from meshguard.policy.paths import Template
 from meshguard.policy.rules import Rule
-from meshguard.policy.trie import Node, insert, walk
+from meshguard.policy.trie import Node, children, insert, walk
 
 __all__ = ["MAX_CONDITIONAL", "Crowd", "Leaf", "RuleIndex", "covering", "some"]
 
@@ -150,10 +150,20 @@ class RuleIndex:
             for subject in token_subjects:
                 _file(leaf.tokens, subject, rule)
 
-    def freeze(self) -> None:
-        """Order every cell and narrow the large ones. Nothing may be added afterwards."""
+    def freeze(self) -> Iterator[Leaf]:
+        """Orders every cell and narrows the large ones, leaf by leaf as they are asked for. Nothing may be added afterwards."""
         for leaf in self.leaves:
             leaf.freeze()
+            yield leaf
+
+    def parts(self) -> Iterator[object]:
+        """Every node and leaf, each before what it holds: for who lets go of a large index piece by piece."""
+        todo: list[Node[Leaf]] = [self.root]
+        while todo:
+            node = todo.pop()
+            yield node
+            yield from (leaf for leaf in (node.end, node.rest) if leaf is not None)
+            todo += children(node)
 
     def exact(self, path: str) -> list[Leaf]:
         """Leaves whose template fits a canonical path."""

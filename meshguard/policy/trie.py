@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 from meshguard.policy.paths import Parameter
 
-__all__ = ["Node", "below", "deepest", "insert", "walk"]
+__all__ = ["Node", "below", "children", "deepest", "insert", "walk"]
 
 Filed = TypeVar("Filed")
 
@@ -131,3 +131,13 @@ def _affixed(affixed: dict[tuple[int, int], dict[tuple[str, str], Node[Filed]]],
             if branch is not None:
                 branches.append(branch)
     return branches
+
+
+def children(node: Node[Filed]) -> list[Node[Filed]]:
+    """The nodes right below."""
+    found = list((node.literal or {}).values())
+    if node.wild is not None:
+        found.append(node.wild)
+    for shape in (node.affixed or {}).values():
+        found += shape.values()
+    return found

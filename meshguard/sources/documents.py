@@ -131,8 +131,19 @@ def substituter(environment: Mapping[str, str]) -> Callable[[str], str]:
     return lambda text: _VARIABLE.sub(replace, text)
 
 
-def read(path: str | Path, *, environment: Mapping[str, str] | None = None, max_bytes: int = MAX_DOCUMENT_BYTES) -> Document:
-    """Reads and parses one file. `environment` defaults to the process's own. Raises DocumentError."""
+def _no_breath() -> None:
+    pass
+
+
+def read(
+    path: str | Path,
+    *,
+    environment: Mapping[str, str] | None = None,
+    max_bytes: int = MAX_DOCUMENT_BYTES,
+    breathe: Callable[[], None] = _no_breath,
+) -> Document:
+    """Reads and parses one file. `environment` defaults to the process's own; `breathe` is called between small pieces of the work.
+    Raises DocumentError."""
     file = str(path)
     try:
         # a pipe in a watched directory must not hold the reload up: opened without waiting, and refused
@@ -150,14 +161,14 @@ def read(path: str | Path, *, environment: Mapping[str, str] | None = None, max_
     except UnicodeDecodeError as exc:
         line = data.count(b"\n", 0, exc.start) + 1
         raise DocumentError([Problem(file, "", "UTF-8 text", line=line, column=0, value=f"byte 0x{data[exc.start]:02x}")]) from exc
-    return parse(file, text, environment=environment)
+    return parse(file, text, environment=environment, breathe=breathe)
 
 
-def parse(file: str, text: str, *, environment: Mapping[str, str] | None = None) -> Document:
+def parse(file: str, text: str, *, environment: Mapping[str, str] | None = None, breathe: Callable[[], None] = _no_breath) -> Document:
     """As `read`, for text that is at hand; JSON when the name of the file says so."""
     substitute = substituter(os.environ if environment is None else environment)
     try:
-        values = (parse_json if file.endswith(".json") else parse_yaml)(text, substitute)
+        values = (parse_json if file.endswith(".json") else parse_yaml)(text, substitute, breathe)
     except Malformed as exc:
         raise DocumentError(exc.problems(file)) from exc
     if values is None:  # an empty or truncated file must not silently drop the rules that were in it
@@ -210,11 +221,13 @@ def load_documents(
     *,
     environment: Mapping[str, str] | None = None,
     context: Mapping[str, object] | None = None,
+    breathe: Callable[[], None] = _no_breath,
 ) -> list[Loaded[M]]:
     """Reads and validates every document that `paths` name (see `find_documents`; a Document is one that is already read), in that
-    order. Raises one DocumentError with the problems of all of them."""
+    order. A model whose validation takes long finds `breathe` in its context. Raises one DocumentError with the problems of all of them."""
     loaded: list[Loaded[M]] = []
     problems: list[Problem] = []
+    context = {**(context or {}), "breathe": breathe}
     found: list[Path | Document] = []
     for path in paths:
         try:
@@ -223,7 +236,7 @@ def load_documents(
             problems.extend(exc.problems)
     for item in dict.fromkeys(found):
         try:
-            document = item if isinstance(item, Document) else read(item, environment=environment)
+            document = item if isinstance(item, Document) else read(item, environment=environment, breathe=breathe)
             loaded.append(Loaded(document.file, document.model(model, context), document))
         except DocumentError as exc:
             problems.extend(exc.problems)

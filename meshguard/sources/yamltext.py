@@ -87,10 +87,15 @@ def plain_scalar(text: str) -> object:
     return text
 
 
-def parse_yaml(text: str, substitute: Callable[[str], str] | None = None) -> object:
+def _no_breath() -> None:
+    pass
+
+
+def parse_yaml(text: str, substitute: Callable[[str], str] | None = None, breathe: Callable[[], None] = _no_breath) -> object:
     """The one document in `text` as dicts, lists, str, int, float, bool and None. `substitute` is called for scalar values that
-    hold a `$` and its result stays text. Raises Malformed with every duplicate key, or the first error of syntax or structure."""
-    builder = _Builder(text, substitute)
+    hold a `$` and its result stays text, `breathe` after each mapping. Raises Malformed with every duplicate key, or the first error of
+    syntax or structure."""
+    builder = _Builder(text, substitute, breathe)
     try:
         value = builder.document()
     except yaml.MarkedYAMLError as exc:
@@ -107,7 +112,8 @@ def parse_yaml(text: str, substitute: Callable[[str], str] | None = None) -> obj
 
 
 class _Builder:
-    def __init__(self, text: str, substitute: Callable[[str], str] | None) -> None:
+    def __init__(self, text: str, substitute: Callable[[str], str] | None, breathe: Callable[[], None]) -> None:
+        self._breathe = breathe
         self._parser = CParser(text)
         self._substitute = substitute
         self._anchors: dict[str, tuple[object, int]] = {}
@@ -164,6 +170,7 @@ class _Builder:
             event = get()
             out[key] = scalar(event) if event.__class__ is ScalarEvent and event.anchor is None else node(event, depth)
         self._nodes += len(out) + 1
+        self._breathe()
         return out
 
     def _sequence(self, depth: int) -> list[object]:
@@ -210,11 +217,12 @@ def _shown(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def parse_json(text: str, substitute: Callable[[str], str] | None = None) -> object:
+def parse_json(text: str, substitute: Callable[[str], str] | None = None, breathe: Callable[[], None] = _no_breath) -> object:
     """As `parse_yaml`, for a JSON file: duplicate members, NaN and infinities are refused."""
     duplicates: list[tuple[int, int, str, str, str]] = []
 
     def pairs(members: list[tuple[str, object]]) -> dict[str, object]:
+        breathe()
         out = dict(members)
         if len(out) != len(members):
             seen: set[str] = set()
@@ -237,10 +245,10 @@ def parse_json(text: str, substitute: Callable[[str], str] | None = None) -> obj
         raise Malformed([(0, 0, "", f"nesting of at most {MAX_DEPTH} levels", "")]) from exc
     if duplicates:
         raise Malformed(duplicates)
-    return _checked(value, substitute, 0)
+    return _checked(value, substitute, breathe, 0)
 
 
-def _checked(value: object, substitute: Callable[[str], str] | None, depth: int) -> object:
+def _checked(value: object, substitute: Callable[[str], str] | None, breathe: Callable[[], None], depth: int) -> object:
     if depth > MAX_DEPTH:
         raise Malformed([(0, 0, "", f"nesting of at most {MAX_DEPTH} levels", "")])
     if isinstance(value, str):
@@ -251,9 +259,10 @@ def _checked(value: object, substitute: Callable[[str], str] | None, depth: int)
         except ValueError as exc:
             raise Malformed([(0, 0, "", str(exc), _shown(value))]) from exc
     if isinstance(value, dict):
-        return {key: _checked(item, substitute, depth + 1) for key, item in value.items()}
+        breathe()
+        return {key: _checked(item, substitute, breathe, depth + 1) for key, item in value.items()}
     if isinstance(value, list):
-        return [_checked(item, substitute, depth + 1) for item in value]
+        return [_checked(item, substitute, breathe, depth + 1) for item in value]
     return value
 
 

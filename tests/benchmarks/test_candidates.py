@@ -72,7 +72,8 @@ def test_every_contestant_and_anchor_is_known() -> None:
     for row in ROWS:
         assert {each.candidate for each in row.ours} <= {*subject.SUBJECTS, *PEERS}
     for target in TARGETS:
-        assert {target.ours, target.anchor, target.per or target.ours} <= labels[target.row], target.name
+        assert target.anchor or target.kind == "absolute", target.name
+        assert {target.ours, target.anchor or target.ours, target.per or target.ours} <= labels[target.row], target.name
 
 
 def test_another_proxy_stands_in_for_ours_once() -> None:

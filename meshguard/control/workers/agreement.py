@@ -13,6 +13,7 @@ from threading import Event
 
 from meshguard.control.inputs import Inputs, load_inputs
 from meshguard.control.keyring import Keyring
+from meshguard.control.pacing import Breathe, unpaced
 from meshguard.control.settings.load import LoadedConfiguration
 from meshguard.model.errors import MeshguardError
 from meshguard.sources.bundles import BundleKeeper
@@ -30,7 +31,10 @@ class Unsettled(MeshguardError):
 
 
 def load_settled(
-    load_configuration: Callable[[], LoadedConfiguration], keyring: Keyring, bundles: BundleKeeper | None
+    load_configuration: Callable[[], LoadedConfiguration],
+    keyring: Keyring,
+    bundles: BundleKeeper | None,
+    breathe: Breathe = unpaced,
 ) -> tuple[Inputs, str]:
     """Inputs with their fingerprint (hex). Blocks. Raises what `load_inputs` raises, and Unsettled."""
     pause = Event()
@@ -38,7 +42,7 @@ def load_settled(
         if attempt:
             pause.wait(0.025 * attempt)
         begun = time.time_ns()
-        inputs = load_inputs(load_configuration, keyring, bundles)
+        inputs = load_inputs(load_configuration, keyring, bundles, breathe)
         stamps = [fingerprint(path) for path in inputs.files]
         latest = max((value for stamp in stamps for entry in stamp if len(entry) > 1 for value in entry[-2:]), default=0)
         if latest < begun - _CLOCK_NS:

@@ -21,6 +21,7 @@ from meshguard.control.handover import Inheritance
 from meshguard.control.inputs import Inputs
 from meshguard.control.live import live_requests, live_stats
 from meshguard.control.operations import AdminRequest, OperationError
+from meshguard.control.pacing import loop_first, paced
 from meshguard.control.process import Process
 from meshguard.control.settings.configuration import Configuration
 from meshguard.control.settings.load import LoadedConfiguration
@@ -79,6 +80,7 @@ def run_worker(birth: Birth, load: Callable[[], LoadedConfiguration], registry: 
 
     os.environ[NUMBER] = str(birth.number)
     os.dup(birth.link.fileno())  # never closed: only the end of the process, after its last line of log, ends the link
+    loop_first()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(Worker(birth, load, registry, handler).main(None))
     return 0
@@ -229,7 +231,7 @@ class Worker(Process):
 
         def load() -> Inputs:
             nonlocal loaded
-            inputs, loaded = load_settled(self._load_configuration, self._runtime.keyring, bundles)
+            inputs, loaded = load_settled(self._load_configuration, self._runtime.keyring, bundles, paced())
             if loaded != message.fingerprint:
                 raise Unsettled("the documents changed since they were checked")
             return inputs
