@@ -11,6 +11,7 @@ connection calls `response_head`, `response_data`, `response_end`, `upstream_fai
 from __future__ import annotations
 
 import logging
+from functools import cache
 from time import monotonic
 from typing import TYPE_CHECKING, cast
 
@@ -43,6 +44,13 @@ if TYPE_CHECKING:
 __all__ = ["Exchange"]
 
 log = logging.getLogger(__name__)
+
+
+@cache
+def _inspection_type() -> type[Inspection]:
+    from meshguard.pipeline.inspection import Inspection  # loaded by the first who needs it
+
+    return Inspection
 
 
 class Exchange(TimedExchange):
@@ -156,9 +164,7 @@ class Exchange(TimedExchange):
     def inspection(self, journey: Journey) -> Inspection:
         """The bodies of this exchange, for a route with field rules."""
         if self._inspection is None:
-            from meshguard.pipeline.inspection import Inspection  # loaded by the first who needs it
-
-            self._inspection = Inspection(journey, self)
+            self._inspection = _inspection_type()(journey, self)
         return self._inspection
 
     def send_continue(self) -> None:
